@@ -1,0 +1,1 @@
+"""Brands: each implements ports, none knows another."""

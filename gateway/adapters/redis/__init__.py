@@ -1,0 +1,1 @@
+"""Shared state of several replicas: Lua in .lua files, called through redis-py."""

@@ -1,0 +1,1 @@
+"""Nouns: pure values and functions; no I/O, clock, chance, logging or async."""

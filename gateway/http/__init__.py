@@ -1,0 +1,1 @@
+"""The face: Litestar routes, the relay that owns a connection, the admin API."""

@@ -1,0 +1,1 @@
+"""Client-facing APIs, pure: parse, render, stream translation, error envelope."""
