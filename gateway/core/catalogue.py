@@ -1,0 +1,142 @@
+"""The catalogue is the immutable configuration in force: who sells which model, where, for how much, until when.
+
+Plain values; ``gateway.catalog`` reads them from ``config/*.toml``. Secrets are not in here: an account is a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from enum import StrEnum
+from typing import Final
+
+from gateway.core.pricing import PriceTable
+
+CAPABILITIES: Final = frozenset(
+    {
+        "tools",
+        "json_object",
+        "json_schema",
+        "partial",
+        "web_search",
+        "images",
+        "logprobs",
+        "tool_choice_required",
+        "thinking",
+        "reasoning_effort",
+        "prompt_cache_options",
+    }
+)
+
+
+class OnClientAbort(StrEnum):
+    """What to do with an upstream whose client hung up: close it, or read on to the usage it will bill anyway."""
+
+    CANCEL = "cancel"
+    DRAIN = "drain"
+
+
+class OnModelMismatch(StrEnum):
+    """What to do with an answer that names another model than was asked for."""
+
+    FLAG = "flag"
+    REJECT = "reject"
+
+
+class OnRetired(StrEnum):
+    """What a retired public model means to a caller: an error, or its successor with a warning."""
+
+    ERROR = "error"
+    SUCCESSOR = "successor"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Deadlines of one upstream call, in seconds. ``idle`` is the longest silence between two chunks."""
+
+    connect: float = 5.0
+    first_byte: float = 120.0
+    idle: float = 120.0
+    total: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """One upstream credential at a provider, with its own limits, cache and balance. None = no limit configured."""
+
+    provider: str
+    name: str
+    rpm: int | None = None
+    tpm: int | None = None
+    concurrency: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """A model as one provider serves it. ``model`` is the public name, ``upstream`` the provider's own."""
+
+    provider: str
+    model: str
+    upstream: str
+    context: int
+    max_output: int
+    capabilities: frozenset[str] = frozenset()
+    available_from: date | None = None
+    available_until: date | None = None
+    retirement_reported: date | None = None
+    sampling_fixed: bool = False
+
+    def is_available(self, on: date) -> bool:
+        """Whether certain lifecycle dates (UTC) allow routing here on that day; reports are not certain."""
+        if self.available_from is not None and on < self.available_from:
+            return False
+        return self.available_until is None or on < self.available_until
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderCard:
+    """A provider as data: its dialect, address, deadlines, policies, accounts and deployments."""
+
+    name: str
+    dialect: str
+    base_url: str
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    balance_url: str | None = None
+    on_client_abort: OnClientAbort = OnClientAbort.CANCEL
+    on_model_mismatch: OnModelMismatch = OnModelMismatch.FLAG
+    accounts: tuple[Account, ...] = ()
+    deployments: Mapping[str, Deployment] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A public model name. ``default_max_output`` is sent and held for when the client names no limit."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    successor: str | None = None
+    on_retired: OnRetired = OnRetired.ERROR
+    default_max_output: int = 32_768
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalogue:
+    """Everything in force, with the digest of the files it came from."""
+
+    providers: Mapping[str, ProviderCard]
+    models: Mapping[str, Model]
+    prices: PriceTable
+    digest: str
+    loaded_at: datetime
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def resolve(self, name: str) -> Model | None:
+        """The public model that a name or alias means."""
+        return self.models.get(self.aliases.get(name, name))
+
+    def deployments(self, model: str) -> tuple[tuple[ProviderCard, Deployment], ...]:
+        """Every provider that serves a public model, by provider name."""
+        return tuple(
+            (card, card.deployments[model]) for _, card in sorted(self.providers.items()) if model in card.deployments
+        )

@@ -1,0 +1,182 @@
+"""An exchange is one client request with its answer, as a chain of immutable values; each stage adds one.
+
+``Principal -> InferenceRequest -> Plan -> Attempt x n -> LedgerEntry``, or a ``Refusal`` before the first attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+import msgspec
+
+from gateway.core.catalogue import Deployment
+from gateway.core.money import Money, UnitPrice
+from gateway.core.pricing import DEFAULT_CACHE_TTL, Price
+
+NO_TAGS: Final[Mapping[str, str]] = MappingProxyType({})
+ATTEMPTS_MAX: Final = 4
+"""Upstream attempts per request at the most; at most one of them per account (INTERFACE §3)."""
+
+
+class Surface(StrEnum):
+    """The client-facing API a request came in by."""
+
+    CHAT_COMPLETIONS = "chat_completions"
+    MESSAGES = "messages"
+    RESPONSES = "responses"
+
+
+class Role(StrEnum):
+    """What an API key may do: call models, read money, or administer."""
+
+    INFERENCE = "inference"
+    FINANCE = "finance"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """Who is asking, as authenticated. ``models`` and ``providers`` None = all that are configured."""
+
+    key_id: str
+    key_name: str
+    team: str | None = None
+    role: Role = Role.INFERENCE
+    models: frozenset[str] | None = None
+    providers: frozenset[str] | None = None
+    tags: Mapping[str, str] = NO_TAGS
+    expires_at: datetime | None = None
+
+
+class Sort(StrEnum):
+    """What ``provider.sort`` may order candidates by."""
+
+    PRICE = "price"
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderPreferences:
+    """The request's ``provider`` extension. ``max_*`` are USD per 1,000,000 tokens."""
+
+    order: tuple[str, ...] = ()
+    only: frozenset[str] | None = None
+    ignore: frozenset[str] = frozenset()
+    allow_fallbacks: bool = True
+    sort: Sort | None = None
+    max_prompt: UnitPrice | None = None
+    max_completion: UnitPrice | None = None
+
+
+NO_PREFERENCES: Final = ProviderPreferences()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceRequest:
+    """A parsed, validated request, free of any dialect.
+
+    ``fields`` are the body's top-level members as raw JSON, gateway extensions removed, aliases already converted.
+    ``output_limit`` is the client's own limit, None if it named none; ``needs`` the capabilities it uses;
+    ``input_bytes`` the UTF-8 size of what the model will read.
+    """
+
+    surface: Surface
+    model: str
+    model_asked: str
+    fields: Mapping[str, msgspec.Raw]
+    stream: bool = False
+    include_usage: bool = False
+    n: int = 1
+    output_limit: int | None = None
+    needs: frozenset[str] = frozenset()
+    input_bytes: int = 0
+    preferences: ProviderPreferences = NO_PREFERENCES
+    tags: Mapping[str, str] = NO_TAGS
+    conversation: str | None = None
+    cache_ttl: str = DEFAULT_CACHE_TTL
+    warnings: tuple[str, ...] = ()
+
+
+class CandidateState(StrEnum):
+    """A candidate's health as the plan saw it."""
+
+    HEALTHY = "healthy"
+    PROBING = "probing"
+    EJECTED = "ejected"
+    COOLING = "cooling"
+    UNROUTABLE = "unroutable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One account that could serve a request, what that would cost, and why it is out, if it is.
+
+    ``excluded`` is None for a routable candidate, else the reason in an operator's words.
+    """
+
+    provider: str
+    account: str
+    deployment: Deployment
+    price: Price | None
+    expected_cost: Money | None
+    expected_cached_tokens: int = 0
+    state: CandidateState = CandidateState.HEALTHY
+    excluded: str | None = None
+    retry_at: datetime | None = None
+    output_limit: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Candidates in the order they would be tried, then the excluded ones, by name."""
+
+    model: str
+    input_tokens_estimate: int
+    output_tokens_estimate: int
+    candidates: tuple[Candidate, ...]
+    made_at: datetime
+
+    @property
+    def routable(self) -> tuple[Candidate, ...]:
+        return tuple(candidate for candidate in self.candidates if candidate.excluded is None)
+
+
+class AttemptStatus(StrEnum):
+    """How an attempt ended (INTERFACE §4)."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    ABORTED = "aborted"
+    ABANDONED = "abandoned"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One upstream call: numbered from 1 within its request, priced at the row in force when it started."""
+
+    attempt_id: str
+    request_id: str
+    number: int
+    candidate: Candidate
+    price: Price
+    started_at: datetime
+    output_limit: int
+    input_tokens_estimate: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What was seen of an upstream's answer: who answered and when, and how it ended."""
+
+    http_status: int | None = None
+    served_model: str | None = None
+    upstream_request_id: str | None = None
+    first_byte_at: datetime | None = None
+    finish_reasons: tuple[str, ...] = ()
+    flags: tuple[str, ...] = field(default=())

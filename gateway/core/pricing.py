@@ -1,0 +1,121 @@
+"""A price is a dated row; a charge is the exact product of tokens and the row in force, line by line.
+
+Unpriced is never free: a candidate without a price is not routable, and :func:`rate` has no default.
+Source: INTERFACE §2 (``config/prices.toml``), providers §10.3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Final
+
+from gateway.core.money import ZERO, Money, UnitPrice
+from gateway.core.usage import Meter, Usage
+
+DEFAULT_CACHE_TTL: Final = "5m"
+"""The cache lifetime a provider applies, and charges, when a request names none (providers §1.9)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """One dated row of ``prices.toml``: in force from ``effective_from`` until the pair's next row."""
+
+    provider: str
+    model: str
+    effective_from: datetime
+    input: UnitPrice
+    output: UnitPrice
+    cached_input: UnitPrice | None = None
+    cache_write: Mapping[str, UnitPrice] | None = None
+    source: str = ""
+    checked_at: date | None = None
+
+    def __post_init__(self) -> None:
+        assert self.effective_from.tzinfo is not None
+
+    @property
+    def price_id(self) -> str:
+        """Stable name of this row: pair, date and a digest of its amounts, so that an edited row is another id."""
+        amounts = [str(self.input), str(self.cached_input), str(self.output)]
+        amounts += [f"{ttl}={price}" for ttl, price in sorted((self.cache_write or {}).items())]
+        digest = hashlib.sha256("|".join(amounts).encode()).hexdigest()[:8]
+        return f"{self.provider}/{self.model}@{self.effective_from.strftime('%Y-%m-%dT%H:%M:%SZ')}#{digest}"
+
+    def unit(self, meter: Meter, *, cache_ttl: str = DEFAULT_CACHE_TTL) -> UnitPrice:
+        """USD per 1,000,000 tokens of one meter; a discount or surcharge that the row lacks falls back to input."""
+        match meter:
+            case Meter.INPUT:
+                return self.input
+            case Meter.CACHE_READ:
+                return self.cached_input if self.cached_input is not None else self.input
+            case Meter.CACHE_WRITE:
+                return (self.cache_write or {}).get(cache_ttl, self.input)
+            case Meter.OUTPUT:
+                return self.output
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineItem:
+    """One line of a charge: so many tokens of one meter at one unit price."""
+
+    meter: Meter
+    tokens: int
+    unit: UnitPrice
+    cost: Money
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """Rated usage: its lines add up to ``cost`` together with the fee, exactly."""
+
+    price_id: str
+    lines: tuple[LineItem, ...]
+    fee: Money
+    cost: Money
+
+    def cost_of(self, meter: Meter) -> Money:
+        return Money.total(line.cost for line in self.lines if line.meter is meter)
+
+
+def rate(usage: Usage, price: Price, *, cache_ttl: str = DEFAULT_CACHE_TTL, fee: Money = ZERO) -> Charge:
+    """The charge for ``usage`` at ``price``: the only place where tokens become money."""
+    lines = tuple(_line(meter, tokens, price.unit(meter, cache_ttl=cache_ttl)) for meter, tokens in usage.meters())
+    return Charge(price_id=price.price_id, lines=lines, fee=fee, cost=Money.total(line.cost for line in lines) + fee)
+
+
+def _line(meter: Meter, tokens: int, unit: UnitPrice) -> LineItem:
+    return LineItem(meter=meter, tokens=tokens, unit=unit, cost=unit.times(tokens))
+
+
+class PriceTable:
+    """All dated rows, by provider and model. Immutable after construction."""
+
+    __slots__ = ("_rows", "_starts")
+
+    def __init__(self, prices: Iterable[Price]) -> None:
+        rows: dict[tuple[str, str], list[Price]] = {}
+        for price in prices:
+            rows.setdefault((price.provider, price.model), []).append(price)
+        self._rows = {pair: sorted(dated, key=lambda row: row.effective_from) for pair, dated in rows.items()}
+        self._starts = {pair: [row.effective_from for row in dated] for pair, dated in self._rows.items()}
+        for starts in self._starts.values():
+            assert len(set(starts)) == len(starts), "two rows of one pair start at the same moment"
+
+    def in_force(self, provider: str, model: str, at: datetime) -> Price | None:
+        """The row in force at a moment, or None: not priced (yet)."""
+        starts = self._starts.get((provider, model))
+        if starts is None:
+            return None
+        index = bisect_right(starts, at)
+        return self._rows[(provider, model)][index - 1] if index else None
+
+    def rows(self) -> tuple[Price, ...]:
+        """Every row, ordered by provider, model and date."""
+        return tuple(row for pair in sorted(self._rows) for row in self._rows[pair])
+
+    def by_id(self, price_id: str) -> Price | None:
+        return next((row for row in self.rows() if row.price_id == price_id), None)

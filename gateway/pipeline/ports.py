@@ -1,0 +1,130 @@
+"""Ports are what the verbs need of the world, in the verbs' words; adapters implement them, tests too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from gateway.core.catalogue import Timeouts
+from gateway.core.exchange import Principal
+from gateway.core.failure import Failure
+from gateway.core.ledger import Record
+
+
+class Clock(Protocol):
+    """Time as the verbs see it."""
+
+    def now(self) -> datetime:
+        """The moment in UTC, with microseconds."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never run backwards, from an arbitrary start."""
+        ...
+
+
+class Ids(Protocol):
+    """Fresh identifiers, sortable by time."""
+
+    def request_id(self) -> str: ...
+
+    def attempt_id(self) -> str: ...
+
+
+class StoreUnavailableError(Exception):
+    """The store that was asked cannot answer now; nothing was learned."""
+
+
+class ApiKeys(Protocol):
+    """The virtual keys, by digest. An implementation may answer from memory what it has looked up before."""
+
+    async def find(self, digest: bytes) -> Principal | None:
+        """Who holds the key with this SHA-256 digest; None = unknown, revoked or expired. Raises
+        StoreUnavailableError when the key is not known and cannot be looked up."""
+        ...
+
+
+class MeteringUnavailableError(Exception):
+    """The journal cannot take a record: nothing may be bought until it can."""
+
+
+class Journal(Protocol):
+    """The durable note of attempts. ``append`` is immediate and cannot be cancelled; ``durable`` waits for the disk."""
+
+    def append(self, record: Record) -> int:
+        """Writes a record and returns its position. Raises MeteringUnavailableError."""
+        ...
+
+    async def durable(self, position: int) -> None:
+        """Returns when everything up to ``position`` is on the disk. Raises MeteringUnavailableError."""
+        ...
+
+
+class UpstreamFailedError(Exception):
+    """An upstream call ended without (the rest of) an answer; carries what that says."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamCall:
+    """One HTTP request to an account: the adapter adds the credential."""
+
+    provider: str
+    account: str
+    url: str
+    body: bytes
+    headers: Mapping[str, str]
+    timeouts: Timeouts
+    stream: bool
+
+
+class UpstreamAnswer(Protocol):
+    """An upstream's answer, whose head has come. Owned by its attempt, which must close it."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """By lower-case name."""
+        ...
+
+    async def read(self) -> bytes:
+        """The next bytes, b"" at a proper end. Raises UpstreamFailedError for a cut or a silence past a deadline."""
+        ...
+
+    def abort(self, failure: Failure) -> None:
+        """Closes the connection now; a pending or later ``read`` raises UpstreamFailedError(failure)."""
+        ...
+
+    async def close(self) -> None:
+        """Releases the connection; idempotent."""
+        ...
+
+
+class Upstreams(Protocol):
+    """The providers' HTTP endpoints. No redirect is followed, no retry is made."""
+
+    async def open(self, call: UpstreamCall) -> UpstreamAnswer:
+        """Sends the request and waits for the head of the answer. Raises UpstreamFailedError."""
+        ...
+
+
+class Reply(Protocol):
+    """The client's side of an exchange, while it is there."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client has hung up; writes are then dropped."""
+        ...
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None: ...
+
+    async def write(self, data: bytes) -> None: ...
+
+    async def finish(self, data: bytes = b"") -> None: ...
