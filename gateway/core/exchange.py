@@ -113,6 +113,21 @@ class CandidateState(StrEnum):
     UNROUTABLE = "unroutable"
 
 
+class Exclusion(StrEnum):
+    """What kind of thing speaks against a candidate; the candidate's ``excluded`` says it in words."""
+
+    RIGHTS = "rights"
+    PREFERENCE = "preference"
+    RETIRED = "retired"
+    UNPRICED = "unpriced"
+    NO_CREDENTIAL = "no_credential"
+    CAPABILITY = "capability"
+    CONTEXT = "context"
+    GONE = "gone"
+    COOLING = "cooling"
+    EJECTED = "ejected"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """One account that could serve a request, what that would cost, and why it is out, if it is.
@@ -128,6 +143,7 @@ class Candidate:
     expected_cached_tokens: int = 0
     state: CandidateState = CandidateState.HEALTHY
     excluded: str | None = None
+    exclusion: Exclusion | None = None
     retry_at: datetime | None = None
     output_limit: int = 0
 

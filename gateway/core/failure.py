@@ -24,11 +24,12 @@ class FailureClass(StrEnum):
     UNREACHABLE = "unreachable"  # no connection; nothing was sent, so nothing is owed
     TIMED_OUT = "timed_out"  # sent, then silence; may be billed
     BROKEN = "broken"  # sent, then a cut or malformed answer; may be billed
+    MODEL_MISMATCH = "model_mismatch"  # another model answered than was asked for, and policy rejects that
     SHUTDOWN = "shutdown"  # the gateway gave up because it is stopping
 
 
 MAY_BE_BILLED: Final = frozenset(
-    {FailureClass.TIMED_OUT, FailureClass.BROKEN, FailureClass.SHUTDOWN},
+    {FailureClass.TIMED_OUT, FailureClass.BROKEN, FailureClass.MODEL_MISMATCH, FailureClass.SHUTDOWN},
 )
 
 
@@ -77,6 +78,7 @@ def advise(failure: Failure, *, bytes_relayed: int) -> Advice:
             | FailureClass.UNREACHABLE
             | FailureClass.TIMED_OUT
             | FailureClass.BROKEN
+            | FailureClass.MODEL_MISMATCH
         ):
             return Advice.NEXT
         case FailureClass.SHUTDOWN:
