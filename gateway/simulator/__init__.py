@@ -1,1 +1,38 @@
-"""The three providers, faithful to their public behaviour, with their own caches, limits, faults and bill."""
+"""The three providers, faithful to their public behaviour, with their own caches, limits, faults and bill.
+
+It imports nothing else of the gateway, so that its bill is evidence against the gateway's ledger.
+"""
+
+from __future__ import annotations
+
+from gateway.simulator.app import RequestLine, Simulator
+from gateway.simulator.bill import PRICES, BillLine, Price, credential_label
+from gateway.simulator.faults import KINDS, Fault
+from gateway.simulator.limits import Limits
+from gateway.simulator.model import filler
+from gateway.simulator.server import PORT_BASE, running, serve
+from gateway.simulator.settings import Settings
+from gateway.simulator.tokens import BYTES_PER_TOKEN, MESSAGE_TOKENS, count_text, count_tokens
+from gateway.simulator.wire import PROVIDERS
+
+__all__ = [
+    "BYTES_PER_TOKEN",
+    "KINDS",
+    "MESSAGE_TOKENS",
+    "PORT_BASE",
+    "PRICES",
+    "PROVIDERS",
+    "BillLine",
+    "Fault",
+    "Limits",
+    "Price",
+    "RequestLine",
+    "Settings",
+    "Simulator",
+    "count_text",
+    "count_tokens",
+    "credential_label",
+    "filler",
+    "running",
+    "serve",
+]
