@@ -13,6 +13,9 @@ from typing import Final
 
 from gateway.core.pricing import PriceTable
 
+DIALECTS: Final = frozenset({"moonshot", "cometapi", "evolink", "openai"})
+"""How a provider's wire may differ; each has a module of its own in ``gateway/providers``."""
+
 CAPABILITIES: Final = frozenset(
     {
         "tools",

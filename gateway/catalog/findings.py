@@ -1,0 +1,48 @@
+"""A finding names a file, a line, what is wrong there and the mend; it never quotes what may be a secret."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing an operator should know about a file. Errors stop a load, warnings do not."""
+
+    level: Literal["error", "warning"]
+    file: str
+    line: int
+    message: str
+    mend: str
+
+    def __str__(self) -> str:
+        mark = "warning: " if self.level == "warning" else ""
+        return f"{self.file}:{self.line}: {mark}{self.message} Mend: {self.mend}"
+
+
+class CatalogError(Exception):
+    """The files cannot be used as they are. ``findings`` has every error and warning, by file and line."""
+
+    def __init__(self, findings: Iterable[Finding]) -> None:
+        self.findings = tuple(findings)
+        super().__init__("\n".join(str(finding) for finding in self.findings))
+
+
+def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """By file and line; at one line errors come first."""
+    return tuple(sorted(findings, key=lambda each: (each.file, each.line, each.level, each.message)))
+
+
+def quoted(text: str) -> str:
+    """A name of the operator's as it may stand in a one-line message: escaped, and cut when it is very long."""
+    return json.dumps(text if len(text) <= 100 else text[:100] + "…", ensure_ascii=False)
+
+
+def did_you_mean(word: str, known: Iterable[str], *, otherwise: str) -> str:
+    """The closest known word as a question, or else the other mend."""
+    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
+    return f"Did you mean {close[0]}?" if close else otherwise
