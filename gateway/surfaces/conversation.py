@@ -1,0 +1,233 @@
+"""A conversation is a list of messages that is checked, measured and never closed: unknown members stay.
+
+Raw values are looked at by their first byte; only what must be understood is decoded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+from msgspec import Raw
+
+from gateway.core.refusal import RefusedError
+from gateway.surfaces.bodies import (
+    BOOLEAN,
+    NESTING_MAX,
+    OBJECT,
+    OBJECTS,
+    STRING,
+    Members,
+    is_deeper,
+    is_null,
+    is_string,
+    kind_of,
+    nested_too_deep,
+    present,
+    text_bytes,
+)
+from gateway.surfaces.errors import invalid, shown
+
+MEDIA_BYTES: Final = 4_200
+"""What an image or a video counts as input: 1,000 tokens' worth of text, whatever its data URL weighs."""
+
+_MESSAGES_LEVELS: Final = NESTING_MAX - 3
+"""Levels left below a message: the body, the list and the message are three."""
+
+_ROLES: Final = {f'"{role}"'.encode(): role for role in ("system", "developer", "user", "assistant", "tool")}
+_ROLE_WORDS: Final = ", ".join(f'"{role}"' for role in _ROLES.values())
+_EMPTY: Final = frozenset({b'""', b"[]"})
+_MEDIA: Final = ("image_url", "video_url")
+_PART_WORDS: Final = '"text", "image_url" or "video_url"'
+
+
+@dataclass(slots=True)
+class Conversation:
+    """What the messages of one request amount to; grows while they are checked, in order."""
+
+    messages: Raw
+    needs: set[str] = field(default_factory=set)
+    warnings: list[str] = field(default_factory=list)
+    media: int = 0
+    media_bytes: int = 0
+
+    @property
+    def input_bytes(self) -> int:
+        """The UTF-8 size of what the model will read, an image at its flat size."""
+        return max(0, text_bytes(self.messages) - self.media_bytes) + self.media * MEDIA_BYTES
+
+
+def read_conversation(messages: Raw) -> Conversation:
+    """Checks every message. Raises RefusedError naming the first field that is wrong."""
+    listed = _listed(messages)
+    if is_deeper((value for message in listed for value in message.values() if len(value) > 250), _MESSAGES_LEVELS):
+        raise nested_too_deep()
+    seen = Conversation(messages)
+    last = len(listed) - 1
+    for index, message in enumerate(listed):
+        role = _role(message, index)
+        if role == "assistant":
+            _check_assistant(seen, message, index, is_last=index == last)
+        elif role == "tool":
+            _check_tool(seen, message, index)
+        else:
+            _check_prompt(seen, message, index, role)
+    if _with_reasoning_content(listed):
+        seen.warnings.append("`reasoning` in messages was sent as `reasoning_content`")
+        seen.messages = Raw(msgspec.json.encode(listed))
+    return seen
+
+
+def _listed(messages: Raw) -> list[Members]:
+    if kind_of(messages) != "a list":
+        raise invalid("messages", f"`messages` must be a list of messages; it is {kind_of(messages)}.")
+    try:
+        listed = OBJECTS.of(messages, "messages")
+    except RefusedError:
+        _refuse_first_that_is_no_object(messages)
+        raise
+    if not listed:
+        raise invalid("messages", "`messages` is empty; send at least one message.")
+    return listed
+
+
+def _refuse_first_that_is_no_object(messages: Raw) -> None:
+    for index, message in enumerate(msgspec.json.decode(messages, type=list[Raw])):
+        if kind_of(message) != "an object":
+            raise invalid(f"messages[{index}]", f"`messages[{index}]` must be an object; it is {kind_of(message)}.")
+
+
+def _role(message: Members, index: int) -> str:
+    param = f"messages[{index}].role"
+    value = message.get("role")
+    if value is None or is_null(value):
+        raise invalid(param, f"`{param}` is missing; it is one of {_ROLE_WORDS}.")
+    role = _ROLES.get(bytes(value))
+    if role is not None:
+        return role
+    word = STRING.of(value, param)
+    if word in _ROLES.values():  # written with escapes
+        return word
+    if word == "function":
+        raise invalid(param, f'`{param}` "function" is not supported; send role "tool" with its `tool_call_id`.')
+    raise invalid(param, f"`{param}` is {shown(word)}; it must be one of {_ROLE_WORDS}.")
+
+
+def _check_prompt(seen: Conversation, message: Members, index: int, role: str) -> None:
+    """A user's or operator's message has something to say; a system message may carry tools instead."""
+    content = message.get("content")
+    param = f"messages[{index}].content"
+    if content is None or is_null(content):
+        if role == "system" and "tools" in message:
+            seen.needs.add("tools")
+            return
+        raise invalid(param, f"`{param}` is missing; send a string or a list of parts.")
+    if len(content) == 2 and bytes(content) in _EMPTY:
+        raise invalid(param, f"`{param}` must not be empty.")
+    _check_content(seen, content, param)
+
+
+def _check_tool(seen: Conversation, message: Members, index: int) -> None:
+    param = f"messages[{index}].tool_call_id"
+    call_id = message.get("tool_call_id")
+    if call_id is None or is_null(call_id):
+        raise invalid(param, f"`{param}` is missing; it is the `id` of the tool call that this message answers.")
+    if not is_string(call_id) or len(call_id) == 2:
+        raise invalid(param, f"`{param}` must be a string that is not empty.")
+    content = message.get("content")
+    if content is None or is_null(content):
+        param = f"messages[{index}].content"
+        raise invalid(param, f'`{param}` is missing; send the tool\'s result, "" if it had none.')
+    _check_content(seen, content, f"messages[{index}].content")
+
+
+def _check_assistant(seen: Conversation, message: Members, index: int, *, is_last: bool) -> None:
+    """An assistant's message says something, calls tools, or is the beginning of the answer."""
+    path = f"messages[{index}]."
+    calls = message.get("tool_calls")
+    has_calls = calls is not None and not is_null(calls) and _check_calls(calls, f"{path}tool_calls")
+    partial = message.get("partial")
+    is_partial = partial is not None and not is_null(partial) and BOOLEAN.of(partial, f"{path}partial")
+    if is_partial:
+        if not is_last:
+            raise invalid(f"{path}partial", f"`{path}partial` is only allowed on the last message.")
+        seen.needs.add("partial")
+    content = message.get("content")
+    if content is not None and not is_null(content):
+        _check_content(seen, content, f"{path}content")
+    elif not has_calls and not is_partial:
+        param = f"{path}content"
+        raise invalid(param, f"`{param}` is missing; only a message with `tool_calls` or `partial` may do without it.")
+
+
+def _check_calls(calls: Raw, path: str) -> bool:
+    """Whether there are any; each has an id, a function name and its arguments as text."""
+    listed = OBJECTS.of(calls, path)
+    for index, call in enumerate(listed):
+        here = f"{path}[{index}]."
+        _require_string(call, "id", here)
+        function = present(call, "function")
+        if function is None:
+            raise invalid(f"{here}function", f"`{here}function` is missing.")
+        members = OBJECT.of(function, f"{here}function")
+        _require_string(members, "name", f"{here}function.")
+        _require_string(members, "arguments", f"{here}function.", may_be_empty=True)
+    return bool(listed)
+
+
+def _require_string(members: Members, name: str, path: str, *, may_be_empty: bool = False) -> None:
+    value = members.get(name)
+    if value is None or not is_string(value):
+        what = "is missing" if value is None else f"is {kind_of(value)}"
+        raise invalid(f"{path}{name}", f"`{path}{name}` {what}; it must be a string.")
+    if len(value) == 2 and not may_be_empty:
+        raise invalid(f"{path}{name}", f"`{path}{name}` must not be empty.")
+
+
+def _check_content(seen: Conversation, content: Raw, param: str) -> None:
+    if is_string(content):
+        return
+    if kind_of(content) != "a list":
+        raise invalid(param, f"`{param}` must be a string or a list of parts; it is {kind_of(content)}.")
+    for index, part in enumerate(OBJECTS.of(content, param)):
+        _check_part(seen, part, f"{param}[{index}]")
+
+
+def _check_part(seen: Conversation, part: Members, path: str) -> None:
+    kind = STRING.optional(part, "type", path=f"{path}.")
+    if kind is None:
+        raise invalid(f"{path}.type", f"`{path}.type` is missing; it is {_PART_WORDS}.")
+    if kind == "text":
+        _require_string(part, "text", f"{path}.", may_be_empty=True)
+    elif kind in _MEDIA:
+        _check_media(seen, part, kind, f"{path}.{kind}")
+    else:
+        raise invalid(f"{path}.type", f"`{path}.type` is {shown(kind)}; supported are {_PART_WORDS}.")
+
+
+def _check_media(seen: Conversation, part: Members, kind: str, param: str) -> None:
+    """An image or video by address: a string, or an object with a ``url``."""
+    value = present(part, kind)
+    if value is None:
+        raise invalid(param, f"`{param}` is missing.")
+    if not is_string(value):
+        url = present(OBJECT.of(value, param), "url")
+        if url is None or not is_string(url):
+            raise invalid(f"{param}.url", f"`{param}.url` must be a string.")
+    seen.needs.add("images")
+    seen.media += 1
+    seen.media_bytes += len(value)
+
+
+def _with_reasoning_content(listed: list[Members]) -> bool:
+    """Renames the ``reasoning`` that other gateways return to Kimi's own word; whether there was any."""
+    renamed = False
+    for message in listed:
+        reasoning = message.get("reasoning")
+        if reasoning is None or not is_string(reasoning) or bytes(message["role"]) != b'"assistant"':
+            continue
+        if present(message, "reasoning_content") is None:
+            message["reasoning_content"] = message.pop("reasoning")
+            renamed = True
+    return renamed
