@@ -27,11 +27,15 @@ class RenderedCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageReports:
-    """Every ``usage`` object an answer carried, decoded but not believed: the last top-level one, and one a choice."""
+    """Every ``usage`` object an answer carried, decoded but not believed: the last top-level one, and one a choice.
+
+    ``choices_seen`` is how many choices the answer had; 0 = not known, then those that reported are all there were.
+    """
 
     top_level: object | None = None
     by_choice: Mapping[int, object] = field(default_factory=dict)
     answer_has_content: bool = False
+    choices_seen: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
