@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import Final
 
 PICO_PER_USD: Final = 10**12
 PICO_PER_TOKEN_PER_USD_PER_MILLION: Final = 10**6
+
+WHOLE_DIGITS_MAX: Final = 50
+"""No amount is longer than this in its smallest unit; a longer one is nonsense, and slow to handle."""
+
+# The ambient context rounds at 28 digits without a word; this one refuses instead.
+_EXACT: Final = Context(prec=100, traps=[Inexact, InvalidOperation])
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -32,7 +38,7 @@ class Money:
 
     def usd(self) -> Decimal:
         """The same amount as a decimal number of dollars, exact."""
-        return Decimal(self.pico).scaleb(-12)
+        return Decimal(f"{self.pico}E-12")
 
     def __add__(self, other: Money) -> Money:
         return Money(self.pico + other.pico)
@@ -66,7 +72,8 @@ class UnitPrice:
         return cls(_whole(value, PICO_PER_TOKEN_PER_USD_PER_MILLION, "pico-dollars per token (at most 6 decimals)"))
 
     def usd_per_million(self) -> Decimal:
-        return Decimal(self.pico_per_token).scaleb(-6).normalize() + 0
+        """The same price as a decimal number, exact, without trailing zeros."""
+        return Decimal(str(self))
 
     def times(self, tokens: int) -> Money:
         assert tokens >= 0
@@ -97,7 +104,13 @@ def _decimal(amount: Decimal | str) -> Decimal:
 
 
 def _whole(value: Decimal, units_per_one: int, unit: str) -> int:
-    scaled = value * units_per_one
-    if scaled != scaled.to_integral_value():
+    if value and value.adjusted() > WHOLE_DIGITS_MAX:
+        raise ValueError(f"{value} is too large")
+    try:
+        scaled = _EXACT.multiply(value, Decimal(units_per_one))
+    except Inexact:
+        raise ValueError(f"{value} is finer than whole {unit}") from None
+    whole = int(scaled)
+    if whole != scaled:
         raise ValueError(f"{value} is finer than whole {unit}")
-    return int(scaled)
+    return whole

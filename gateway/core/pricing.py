@@ -10,7 +10,7 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Final
 
 from gateway.core.money import ZERO, Money, UnitPrice
@@ -43,7 +43,8 @@ class Price:
         amounts = [str(self.input), str(self.cached_input), str(self.output)]
         amounts += [f"{ttl}={price}" for ttl, price in sorted((self.cache_write or {}).items())]
         digest = hashlib.sha256("|".join(amounts).encode()).hexdigest()[:8]
-        return f"{self.provider}/{self.model}@{self.effective_from.strftime('%Y-%m-%dT%H:%M:%SZ')}#{digest}"
+        start = self.effective_from.astimezone(UTC)
+        return f"{self.provider}/{self.model}@{start:%Y-%m-%dT%H:%M:%SZ}#{digest}"
 
     def unit(self, meter: Meter, *, cache_ttl: str = DEFAULT_CACHE_TTL) -> UnitPrice:
         """USD per 1,000,000 tokens of one meter; a discount or surcharge that the row lacks falls back to input."""
