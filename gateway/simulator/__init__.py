@@ -5,8 +5,9 @@ It imports nothing else of the gateway, so that its bill is evidence against the
 
 from __future__ import annotations
 
-from gateway.simulator.app import RequestLine, Simulator
+from gateway.simulator.app import Simulator
 from gateway.simulator.bill import PRICES, BillLine, Price, credential_label
+from gateway.simulator.call import RequestLine
 from gateway.simulator.faults import KINDS, Fault
 from gateway.simulator.limits import Limits
 from gateway.simulator.model import filler
