@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from gateway.core.catalogue import Deployment
+from gateway.core.catalogue import Deployment, Model
 from gateway.core.money import Money, UnitPrice
 from gateway.core.pricing import DEFAULT_CACHE_TTL, Price
 
@@ -101,6 +101,15 @@ class InferenceRequest:
     conversation: str | None = None
     cache_ttl: str = DEFAULT_CACHE_TTL
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """A request that may be planned for, with its model and the estimate of its input."""
+
+    request: InferenceRequest
+    model: Model
+    input_tokens: int
 
 
 class CandidateState(StrEnum):

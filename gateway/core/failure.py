@@ -25,11 +25,18 @@ class FailureClass(StrEnum):
     TIMED_OUT = "timed_out"  # sent, then silence; may be billed
     BROKEN = "broken"  # sent, then a cut or malformed answer; may be billed
     MODEL_MISMATCH = "model_mismatch"  # another model answered than was asked for, and policy rejects that
+    DEFECT = "defect"  # the gateway itself broke while the answer was under way
     SHUTDOWN = "shutdown"  # the gateway gave up because it is stopping
 
 
 MAY_BE_BILLED: Final = frozenset(
-    {FailureClass.TIMED_OUT, FailureClass.BROKEN, FailureClass.MODEL_MISMATCH, FailureClass.SHUTDOWN},
+    {
+        FailureClass.TIMED_OUT,
+        FailureClass.BROKEN,
+        FailureClass.MODEL_MISMATCH,
+        FailureClass.DEFECT,
+        FailureClass.SHUTDOWN,
+    },
 )
 
 
@@ -81,6 +88,6 @@ def advise(failure: Failure, *, bytes_relayed: int) -> Advice:
             | FailureClass.MODEL_MISMATCH
         ):
             return Advice.NEXT
-        case FailureClass.SHUTDOWN:
+        case FailureClass.DEFECT | FailureClass.SHUTDOWN:
             return Advice.RETURN
     assert_never(failure.kind)

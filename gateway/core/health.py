@@ -106,7 +106,7 @@ def subject_of(failure: Failure, *, provider: str, account: str, model: str) -> 
             | FailureClass.BROKEN
         ):
             return Subject(provider, account, model)
-        case FailureClass.CALLER_FAULT | FailureClass.CONTENT_FILTERED | FailureClass.SHUTDOWN:
+        case FailureClass.CALLER_FAULT | FailureClass.CONTENT_FILTERED | FailureClass.DEFECT | FailureClass.SHUTDOWN:
             return None
     assert_never(failure.kind)
 

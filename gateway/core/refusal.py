@@ -78,3 +78,10 @@ class RefusedError(Exception):
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.message)
         self.refusal = refusal
+
+
+INTERNAL: Final = Refusal(
+    code=RefusalCode.INTERNAL,
+    message="The gateway failed on this request; the administrator finds why in its log under this request id.",
+)
+"""What a caller is told of a defect."""

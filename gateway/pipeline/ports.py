@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -10,7 +10,8 @@ from typing import Protocol
 from gateway.core.catalogue import Timeouts
 from gateway.core.exchange import Principal
 from gateway.core.failure import Failure
-from gateway.core.ledger import Record
+from gateway.core.health import Health, Subject
+from gateway.core.ledger import LedgerEntry, Record
 
 
 class Clock(Protocol):
@@ -31,6 +32,26 @@ class Ids(Protocol):
     def request_id(self) -> str: ...
 
     def attempt_id(self) -> str: ...
+
+
+class HealthBook(Protocol):
+    """Every subject's health, as far as this process knows it."""
+
+    def of(self, subject: Subject) -> Health: ...
+
+    def succeeded(self, subjects: Iterable[Subject]) -> None:
+        """An attempt worked with all of these."""
+        ...
+
+    def failed(self, subject: Subject, failure: Failure) -> None: ...
+
+    def claim_probe(self, subjects: Iterable[Subject]) -> None:
+        """One request goes to see whether these are well again, where they wait for that."""
+        ...
+
+    def release_probe(self, subjects: Iterable[Subject]) -> None:
+        """The probe ended without a lesson."""
+        ...
 
 
 class StoreUnavailableError(Exception):
@@ -98,12 +119,8 @@ class UpstreamAnswer(Protocol):
         """The next bytes, b"" at a proper end. Raises UpstreamFailedError for a cut or a silence past a deadline."""
         ...
 
-    def abort(self, failure: Failure) -> None:
-        """Closes the connection now; a pending or later ``read`` raises UpstreamFailedError(failure)."""
-        ...
-
-    async def close(self) -> None:
-        """Releases the connection; idempotent."""
+    def release(self, *, reusable: bool) -> None:
+        """Gives the connection back if the answer was read to its end, else closes it; immediate and idempotent."""
         ...
 
 
@@ -116,15 +133,41 @@ class Upstreams(Protocol):
 
 
 class Reply(Protocol):
-    """The client's side of an exchange, while it is there."""
+    """The client's side of an exchange. What is written after the client has hung up is dropped."""
 
     @property
-    def gone(self) -> bool:
-        """Whether the client has hung up; writes are then dropped."""
+    def started(self) -> bool:
+        """Whether the status line is out (an answer's first bytes, or a heartbeat)."""
         ...
 
-    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None: ...
+    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+        """The status line and headers; nothing happens if a heartbeat has sent them."""
+        ...
 
     async def write(self, data: bytes) -> None: ...
 
-    async def finish(self, data: bytes = b"") -> None: ...
+    async def finish(self, data: bytes = b"") -> None:
+        """The last bytes; the answer is complete."""
+        ...
+
+
+class Telemetry(Protocol):
+    """What operators watch. Never blocks, never raises, never sees content."""
+
+    def attempt_settled(self, entry: LedgerEntry) -> None: ...
+
+    def defect(self, error: Exception, *, request_id: str) -> None:
+        """The gateway's own code broke; a trace for its developers."""
+        ...
+
+    def exchange_ended(
+        self, *, request_id: str, key_id: str, model: str, surface: str, status: int, seconds: float
+    ) -> None: ...
+
+
+class KeyAdministration(Protocol):
+    """Virtual keys and teams, as administrators see them."""
+
+
+class MoneyReports(Protocol):
+    """The ledger and its sums, as finance sees them."""

@@ -1,0 +1,118 @@
+"""What operators watch: Prometheus counters and one log line per exchange. Never a key's secret, never content.
+
+Labels are bounded by configuration (provider, account, model, status); a request id or key is in the log only.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from gateway.core.ledger import LedgerEntry
+
+LOGGER: Final = logging.getLogger("gateway.exchange")
+SECONDS_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+
+
+class PrometheusTelemetry:
+    """Implements the Telemetry port."""
+
+    METRICS_TYPE: Final = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        route = ("provider", "account", "model")
+        self._attempts = Counter(
+            "gateway_attempts",
+            "Upstream attempts by how they ended.",
+            (*route, "status", "error_type"),
+            registry=self.registry,
+        )
+        self._tokens = Counter(
+            "gateway_tokens",
+            "Tokens by class, as metered.",
+            (*route, "class", "source"),
+            registry=self.registry,
+        )
+        self._cost = Counter(
+            "gateway_cost_picodollars",
+            "Cost of settled attempts in 10^-12 USD; exact figures are in the ledger.",
+            (*route, "source"),
+            registry=self.registry,
+        )
+        self._first_chunk = Histogram(
+            "gateway_time_to_first_chunk_seconds",
+            "Upstream call sent to first chunk of its answer.",
+            route,
+            buckets=SECONDS_BUCKETS,
+            registry=self.registry,
+        )
+        self._exchanges = Counter(
+            "gateway_exchanges", "Client requests by status.", ("model", "surface", "status"), registry=self.registry
+        )
+        self._seconds = Histogram(
+            "gateway_exchange_seconds",
+            "Client request to last byte.",
+            ("model", "surface"),
+            buckets=SECONDS_BUCKETS,
+            registry=self.registry,
+        )
+        self._defects = Counter("gateway_defects", "Errors in the gateway's own code.", registry=self.registry)
+        self.open_exchanges = Gauge("gateway_open_exchanges", "Exchanges now open.", registry=self.registry)
+        self.journal_backlog = Gauge(
+            "gateway_journal_backlog_records", "Journal records not yet in PostgreSQL.", registry=self.registry
+        )
+        self.journal_lag = Gauge(
+            "gateway_journal_lag_seconds", "Age of the oldest record not yet in PostgreSQL.", registry=self.registry
+        )
+        self.journal_available = Gauge(
+            "gateway_journal_available", "1 while the journal takes records.", registry=self.registry
+        )
+
+    def attempt_settled(self, entry: LedgerEntry) -> None:
+        route = (entry.provider, entry.account, entry.model)
+        self._attempts.labels(*route, entry.status, entry.error_type or "").inc()
+        if entry.usage_source == "none":
+            return
+        uncached = entry.input_tokens - (entry.cached_tokens or 0) - entry.cache_write_tokens
+        for token_class, tokens in (
+            ("input", uncached),
+            ("cached_input", entry.cached_tokens or 0),
+            ("cache_write", entry.cache_write_tokens),
+            ("output", entry.output_tokens),
+        ):
+            if tokens:
+                self._tokens.labels(*route, token_class, entry.usage_source).inc(tokens)
+        self._cost.labels(*route, entry.usage_source).inc(entry.cost_pico)
+        if entry.ttft_ms is not None:
+            self._first_chunk.labels(*route).observe(entry.ttft_ms / 1000)
+
+    def defect(self, error: Exception, *, request_id: str) -> None:
+        self._defects.inc()
+        LOGGER.error("defect", exc_info=error, extra={"fields": {"request_id": request_id}})
+
+    def exchange_ended(
+        self, *, request_id: str, key_id: str, model: str, surface: str, status: int, seconds: float
+    ) -> None:
+        self._exchanges.labels(model, surface, str(status)).inc()
+        self._seconds.labels(model, surface).observe(seconds)
+        LOGGER.info(
+            "exchange",
+            extra={
+                "fields": {
+                    "request_id": request_id,
+                    "key_id": key_id,
+                    "model": model,
+                    "surface": surface,
+                    "status": status,
+                    "seconds": round(seconds, 4),
+                }
+            },
+        )
+
+    def render(self) -> bytes:
+        """The text exposition."""
+        return generate_latest(self.registry)

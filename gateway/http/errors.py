@@ -1,0 +1,69 @@
+"""Errors at the edge, in the OpenAI envelope with the request id; no stack, no secret and no foreign text gets out."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+
+from litestar import MediaType, Request, Response
+from litestar.exceptions import HTTPException
+
+from gateway.core.refusal import INTERNAL, Refusal, RefusalCode, RefusedError
+from gateway.surfaces import chat_completions
+
+LOGGER: Final = logging.getLogger("gateway.http")
+
+_CODE_OF_STATUS: Final = {
+    400: RefusalCode.INVALID_REQUEST,
+    401: RefusalCode.INVALID_API_KEY,
+    403: RefusalCode.ROLE_NOT_ALLOWED,
+    404: RefusalCode.NOT_FOUND,
+    405: RefusalCode.METHOD_NOT_ALLOWED,
+    413: RefusalCode.REQUEST_TOO_LARGE,
+}
+
+
+def refusal_response(refusal: Refusal, *, request_id: str) -> Response[bytes]:
+    """A refusal as a Litestar response."""
+    headers = {"x-request-id": request_id}
+    if refusal.retry_after is not None:
+        headers["retry-after"] = str(max(1, round(refusal.retry_after)))
+    return Response(
+        chat_completions.render_error(refusal, request_id=request_id),
+        status_code=refusal.http_status,
+        media_type=MediaType.JSON,
+        headers=headers,
+    )
+
+
+def refused_handler(request: Request[Any, Any, Any], error: RefusedError) -> Response[bytes]:
+    return refusal_response(error.refusal, request_id=request_id_of(request))
+
+
+def http_handler(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+    """The framework's own errors: unknown paths, wrong methods, bodies that do not validate."""
+    status = error.status_code
+    message = str(error.detail)
+    param = None
+    if status == 404:
+        message = f"There is no {request.method} {request.scope['path']} here; see /schema/openapi.json."
+    elif isinstance(error.extra, list) and error.extra and isinstance(error.extra[0], dict):
+        first = error.extra[0]
+        param = str(first.get("key", "")) or None
+        message = f"{message} {param or 'body'}: {first.get('message', '')}"
+    code = _CODE_OF_STATUS.get(status, RefusalCode.INVALID_REQUEST if status < 500 else RefusalCode.INTERNAL)
+    refusal = Refusal(code=code, status=status, message=message, param=param)
+    return refusal_response(refusal, request_id=request_id_of(request))
+
+
+def defect_handler(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """A defect of ours: logged with its trace, told without it."""
+    request_id = request_id_of(request)
+    LOGGER.error("defect", exc_info=error, extra={"fields": {"request_id": request_id}})
+    return refusal_response(INTERNAL, request_id=request_id)
+
+
+def request_id_of(request: Request[Any, Any, Any]) -> str:
+    """The id that the request was given on arrival."""
+    state = request.scope.get("state", {})
+    return str(state.get("request_id", "req_unknown"))

@@ -1,0 +1,50 @@
+"""What the face needs of the house: the conductor, the open exchanges, and the services behind the admin API."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from pydantic import SecretStr
+
+from gateway.core.refusal import Refusal, RefusalCode, RefusedError
+from gateway.http.relay import OpenExchanges
+from gateway.pipeline.conduct import Conductor
+from gateway.pipeline.ports import KeyAdministration, MoneyReports
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readiness:
+    """Whether the gateway may get traffic. ``problems`` in an operator's words; ``details`` are figures."""
+
+    ready: bool
+    problems: tuple[str, ...]
+    details: dict[str, object]
+
+
+@dataclass(slots=True, kw_only=True)
+class Services:
+    """The composition root fills this in once; the routes only read it."""
+
+    conductor: Conductor
+    admin_token: SecretStr
+    keys: KeyAdministration
+    reports: MoneyReports
+    readiness: Callable[[], Awaitable[Readiness]]
+    metrics: Callable[[], bytes]
+    metrics_type: str
+    provider_states: Callable[[], list[dict[str, object]]]
+    reload: Callable[[], Awaitable[dict[str, object]]]
+    exchanges: OpenExchanges = field(default_factory=OpenExchanges)
+    stopping: bool = False
+
+    def refuse_while_stopping(self) -> None:
+        """Raises RefusedError once shutdown has begun."""
+        if self.stopping:
+            raise RefusedError(
+                Refusal(
+                    code=RefusalCode.OVERLOADED,
+                    message="The gateway is shutting down; send the request again.",
+                    retry_after=1,
+                )
+            )

@@ -1,0 +1,370 @@
+"""One attempt: the upstream is called once, its answer relayed or held, and how that ended is a value.
+
+Nothing is settled here and nothing decided about a next attempt. Bytes pass through as they came; usage is read in
+passing. What must not leave before the settlement is durable is handed back as ``held``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from gateway.core.catalogue import OnModelMismatch, ProviderCard
+from gateway.core.exchange import Attempt, AttemptStatus, InferenceRequest, Observation
+from gateway.core.failure import Failure, FailureClass
+from gateway.core.ledger import Progress
+from gateway.core.sse import Event, EventTooLongError, SseScanner
+from gateway.core.usage import NO_USAGE, Usage, UsageSource
+from gateway.pipeline.experience import Experience
+from gateway.pipeline.outcome import DONE, Outcome
+from gateway.pipeline.ports import (
+    Clock,
+    Journal,
+    MeteringUnavailableError,
+    Telemetry,
+    UpstreamAnswer,
+    UpstreamCall,
+    UpstreamFailedError,
+    Upstreams,
+)
+from gateway.pipeline.watch import ClientGone, Interrupted, Watch
+from gateway.providers.dialect import Dialect
+from gateway.providers.reading import AnswerReader, EventKind
+
+ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
+ERROR_BYTES_MAX: Final = 1024 * 1024
+PREAMBLE_BYTES_MAX: Final = 64 * 1024
+"""Events without content are held back up to here, so that a provider which says hello and dies can be failed over."""
+PROGRESS_SECONDS: Final = 1.0
+
+
+Relay = Callable[[bytes], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Sight:
+    """What has been seen of one upstream answer so far; grows while the attempt runs, frozen into its outcome."""
+
+    reader: AnswerReader = field(default_factory=AnswerReader)
+    seen: Observation = field(default_factory=Observation)
+    sent: bool = False
+    relayed: int = 0
+    held: bytes = b""
+    closing: bytes | None = None
+    done: bytes = DONE
+    body: bytes | None = None
+    progress_at: float = 0.0
+    error: bytes | None = None
+    malformed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempting:
+    """What every attempt needs of the world."""
+
+    upstreams: Upstreams
+    journal: Journal
+    clock: Clock
+    experience: Experience
+    telemetry: Telemetry
+
+
+async def attempt(
+    needs: Attempting,
+    this: Attempt,
+    request: InferenceRequest,
+    card: ProviderCard,
+    dialect: Dialect,
+    call: UpstreamCall,
+    watch: Watch,
+    relay: Relay,
+) -> Outcome:
+    """Calls the upstream once. Every end is an outcome, a defect of ours included."""
+    sight = Sight()
+    failure: Failure | None = None
+    aborted = False
+    answer: UpstreamAnswer | None = None
+    try:
+        with watch:
+            sight.sent = True
+            answer = await needs.upstreams.open(call)
+            failure = await _read_answer(needs, this, request, card, dialect, watch, relay, answer, sight)
+    except Interrupted as interrupted:
+        if isinstance(interrupted.reason, ClientGone):
+            aborted = True
+        else:
+            failure = interrupted.reason
+    except UpstreamFailedError as broken:
+        failure = broken.failure
+    except MeteringUnavailableError as unmetered:
+        failure = Failure(kind=FailureClass.SHUTDOWN, message=str(unmetered))
+    except Exception as defect:  # noqa: BLE001 - an attempt that was sent must be settled, whatever broke
+        needs.telemetry.defect(defect, request_id=this.request_id)
+        failure = Failure(kind=FailureClass.DEFECT, message=type(defect).__name__)
+    finally:
+        if answer is not None:
+            answer.release(reusable=failure is None and not aborted)
+    aborted = aborted or (watch.client_gone and (failure is None or failure.kind is FailureClass.TIMED_OUT))
+    return _outcome(needs, this, request, dialect, sight, failure, aborted=aborted)
+
+
+async def _read_answer(
+    needs: Attempting,
+    this: Attempt,
+    request: InferenceRequest,
+    card: ProviderCard,
+    dialect: Dialect,
+    watch: Watch,
+    relay: Relay,
+    answer: UpstreamAnswer,
+    sight: Sight,
+) -> Failure | None:
+    """Reads a whole answer or relays a stream; returns what went wrong, if anything did."""
+    headers = answer.headers
+    upstream_id = next((headers[name] for name in dialect.request_id_headers if name in headers), None)
+    sight.seen = Observation(http_status=answer.status, upstream_request_id=upstream_id)
+    if answer.status != 200:
+        return dialect.classify_failure(answer.status, headers, await _read_whole(answer, ERROR_BYTES_MAX))
+    streamed = request.stream and "json" not in headers.get("content-type", "")
+    if not streamed:
+        body = await _read_whole(answer, ANSWER_BYTES_MAX)
+        return _take_whole(needs, this, card, dialect, body, sight, streamed=request.stream)
+    return await _relay_stream(needs, this, card, dialect, watch, relay, answer, sight)
+
+
+async def _read_whole(answer: UpstreamAnswer, bytes_max: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while chunk := await answer.read():
+        size += len(chunk)
+        if size > bytes_max:
+            raise UpstreamFailedError(
+                Failure(kind=FailureClass.BROKEN, message=f"the upstream's answer is longer than {bytes_max} bytes")
+            )
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+def _take_whole(
+    needs: Attempting,
+    this: Attempt,
+    card: ProviderCard,
+    dialect: Dialect,
+    body: bytes,
+    sight: Sight,
+    *,
+    streamed: bool,
+) -> Failure | None:
+    """A whole body at status 200: an answer, or an error that the provider did not give a status for."""
+    sight.seen = replace(sight.seen, first_byte_at=needs.clock.now())
+    kind = sight.reader.feed_answer(body)
+    if kind is EventKind.ERROR:
+        return dialect.classify_failure(200, {}, body)
+    if kind is not EventKind.DELTA:
+        return _broken("the upstream's answer is not a chat completion")
+    if streamed:
+        return _broken("the upstream answered a stream request with a whole body")
+    sight.body = body
+    return _mismatch(this, card, sight)
+
+
+async def _relay_stream(
+    needs: Attempting,
+    this: Attempt,
+    card: ProviderCard,
+    dialect: Dialect,
+    watch: Watch,
+    relay: Relay,
+    answer: UpstreamAnswer,
+    sight: Sight,
+) -> Failure | None:
+    """Passes events on as they come, all but the closing usage chunk and the end, which wait for the settlement."""
+    scanner = SseScanner()
+    reader = sight.reader
+    preamble = b""
+    loop_time = needs.clock.monotonic
+    sight.progress_at = loop_time()
+    while not reader.done:
+        chunk = await answer.read()
+        if chunk:
+            watch.last_read = now = loop_time()
+            try:
+                events = scanner.feed(chunk)
+            except EventTooLongError as long:
+                return _broken(str(long))
+        else:
+            now = loop_time()
+            last = scanner.finish()
+            events = [last] if last is not None else []
+        passing = [event.raw for event in events if _passes(needs, reader, watch, event, sight)]
+        failure = _trouble(dialect, sight) or _mismatch(this, card, sight)
+        if failure is not None and not sight.relayed:
+            return failure
+        if passing:
+            preamble += b"".join(passing)
+            if reader.has_content or sight.relayed or len(preamble) > PREAMBLE_BYTES_MAX:
+                sight.relayed += len(preamble)
+                watch.last_write = now
+                await relay(preamble)
+                preamble = b""
+        if failure is not None:
+            return failure
+        if now - sight.progress_at >= PROGRESS_SECONDS:
+            sight.progress_at = now
+            _note_progress(needs, this, sight)
+        if not chunk:
+            break
+    sight.held = preamble
+    if reader.complete:
+        return None
+    return _broken("the upstream's stream ended before the answer did")
+
+
+def _passes(needs: Attempting, reader: AnswerReader, watch: Watch, event: Event, sight: Sight) -> bool:
+    """Reads one event; whether it may be passed on now."""
+    if event.data is None:
+        return sight.relayed > 0
+    kind = reader.feed(event.data)
+    if sight.seen.first_byte_at is None:
+        sight.seen = replace(sight.seen, first_byte_at=needs.clock.now())
+        watch.progressed()
+    if kind is EventKind.CLOSING_USAGE:
+        sight.closing = event.data
+        return False
+    if kind is EventKind.DONE:
+        sight.done = event.raw
+        return False
+    if kind is EventKind.ERROR:
+        sight.error = event.data
+        return False
+    if kind is EventKind.MALFORMED:
+        sight.malformed = True
+        return False
+    return True
+
+
+def _trouble(dialect: Dialect, sight: Sight) -> Failure | None:
+    """What a stream's own events say went wrong."""
+    if sight.error is not None:
+        return dialect.classify_failure(200, {}, sight.error)
+    if sight.malformed:
+        return _broken("the upstream's stream carries something that is not JSON")
+    return None
+
+
+def _mismatch(this: Attempt, card: ProviderCard, sight: Sight) -> Failure | None:
+    """An answer from another model, where policy rejects that."""
+    if card.on_model_mismatch is OnModelMismatch.FLAG:
+        return None
+    served, asked = sight.reader.served_model, this.candidate.deployment.upstream
+    if served is None or served.casefold().rpartition("/")[2] == asked.casefold().rpartition("/")[2]:
+        return None
+    return Failure(kind=FailureClass.MODEL_MISMATCH, message=f"{served} answered instead of {asked}")
+
+
+def _note_progress(needs: Attempting, this: Attempt, sight: Sight) -> None:
+    """How far the stream has come, for the row that a crash would leave; not worth waiting for the disk."""
+    reader = sight.reader
+    size = reader.reasoning_bytes + reader.content_bytes + reader.tool_bytes
+    needs.journal.append(
+        Progress(
+            attempt_id=this.attempt_id,
+            at=needs.clock.now(),
+            output_tokens=needs.experience.output_tokens(this.candidate.deployment.model, size),
+        )
+    )
+
+
+def _broken(message: str) -> Failure:
+    return Failure(kind=FailureClass.BROKEN, message=message)
+
+
+def _outcome(
+    needs: Attempting,
+    this: Attempt,
+    request: InferenceRequest,
+    dialect: Dialect,
+    sight: Sight,
+    failure: Failure | None,
+    *,
+    aborted: bool,
+) -> Outcome:
+    reader = sight.reader
+    seen = replace(
+        sight.seen,
+        served_model=reader.served_model,
+        finish_reasons=tuple(reader.finish_reasons.values()),
+        flags=tuple(reader.flags),
+    )
+    usage, source = _usage(needs, this, request, dialect, sight, failure, aborted=aborted)
+    return Outcome(
+        status=_status(failure, aborted=aborted),
+        failure=failure,
+        usage=usage,
+        usage_source=source,
+        seen=seen,
+        reader=reader,
+        body=sight.body,
+        held=sight.held,
+        closing=sight.closing,
+        done=sight.done,
+        relayed=sight.relayed,
+    )
+
+
+def _status(failure: Failure | None, *, aborted: bool) -> AttemptStatus:
+    if aborted:
+        return AttemptStatus.ABORTED
+    if failure is None:
+        return AttemptStatus.SUCCEEDED
+    gave_up = failure.kind in (FailureClass.TIMED_OUT, FailureClass.SHUTDOWN, FailureClass.DEFECT)
+    return AttemptStatus.ABANDONED if gave_up else AttemptStatus.FAILED
+
+
+def _usage(
+    needs: Attempting,
+    this: Attempt,
+    request: InferenceRequest,
+    dialect: Dialect,
+    sight: Sight,
+    failure: Failure | None,
+    *,
+    aborted: bool,
+) -> tuple[Usage, UsageSource]:
+    """What the provider told, else an estimate where money may be owed, else nothing."""
+    reader = sight.reader
+    told = dialect.read_usage(reader.reports)
+    if told is not None:
+        text = reader.content_bytes + reader.tool_bytes
+        return told.with_reasoning_share(reasoning_bytes=reader.reasoning_bytes, content_bytes=text), (
+            UsageSource.PROVIDER
+        )
+    if failure is not None and not failure.may_be_billed and not sight.relayed and not aborted:
+        return NO_USAGE, UsageSource.NONE
+    return _estimated(needs, this, request, sight, failure, aborted=aborted), UsageSource.ESTIMATED
+
+
+def _estimated(
+    needs: Attempting,
+    this: Attempt,
+    request: InferenceRequest,
+    sight: Sight,
+    failure: Failure | None,
+    *,
+    aborted: bool,
+) -> Usage:
+    """Input by the estimate; output by what was seen, or, where nothing could be seen, by the account's pace."""
+    reader = sight.reader
+    model = this.candidate.deployment.model
+    size = reader.reasoning_bytes + reader.content_bytes + reader.tool_bytes
+    output = needs.experience.output_tokens(model, size)
+    if not request.stream and sight.body is None and (aborted or failure is not None):
+        pace = needs.experience.pace.get((this.candidate.provider, this.candidate.account))
+        elapsed = max(0.0, (needs.clock.now() - this.started_at).total_seconds())
+        expected = needs.experience.answer_length(model).expected(this.output_limit) * request.n
+        output = expected if pace is None else min(expected, int(pace.tokens_per_second * elapsed))
+    text = reader.content_bytes + reader.tool_bytes
+    return Usage(input=this.input_tokens_estimate, output=output).with_reasoning_share(
+        reasoning_bytes=reader.reasoning_bytes, content_bytes=text
+    )

@@ -1,0 +1,397 @@
+"""One exchange from start to finish; all control flow of the request path is here.
+
+``authenticate -> admit -> plan -> (attempt -> settle) x n -> answer``. An intent is durable before an upstream is
+called, a settlement before the last byte of an answer leaves; a failure moves on freely before the first byte and
+is told honestly after it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import msgspec
+
+from gateway.core.catalogue import Catalogue, OnClientAbort
+from gateway.core.exchange import ATTEMPTS_MAX, Admitted, Attempt, AttemptStatus, Candidate, Plan, Principal
+from gateway.core.failure import Advice, Failure, FailureClass, advise
+from gateway.core.health import WHY, subject_of
+from gateway.core.ledger import Intent, LedgerEntry, PlanRecord
+from gateway.core.money import ZERO, Money
+from gateway.core.refusal import INTERNAL, Refusal, RefusalCode, RefusedError
+from gateway.core.retry_budget import RetryBudget
+from gateway.core.routing import subjects
+from gateway.pipeline.admit import admit, for_model, retired_model, successor
+from gateway.pipeline.attempt import Attempting, attempt
+from gateway.pipeline.authenticate import authenticate
+from gateway.pipeline.experience import Experience
+from gateway.pipeline.outcome import Outcome
+from gateway.pipeline.plan import Planning, is_gone_everywhere, make_plan, no_candidate
+from gateway.pipeline.ports import (
+    ApiKeys,
+    Clock,
+    HealthBook,
+    Ids,
+    Journal,
+    MeteringUnavailableError,
+    Reply,
+    Telemetry,
+    UpstreamCall,
+    Upstreams,
+)
+from gateway.pipeline.settle import learn, settle
+from gateway.pipeline.watch import Watch
+from gateway.providers import DIALECTS
+from gateway.surfaces import chat_completions
+
+CLIENT_CLOSED: Final = 499
+"""The status that is logged for a client that hung up; nobody receives it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """One client request on its way: who asks, for what, and where it may go."""
+
+    request_id: str
+    principal: Principal
+    admitted: Admitted
+    plan: Plan
+    started: float
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """What a reload replaces as one: the catalogue, and which accounts have a usable credential."""
+
+    catalogue: Catalogue
+    usable_accounts: frozenset[tuple[str, str]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Conductor:
+    """Conducts exchanges. Holds the ports and what is in force; keeps nothing of any one exchange."""
+
+    configuration: Configuration
+    keys: ApiKeys
+    journal: Journal
+    upstreams: Upstreams
+    health: HealthBook
+    experience: Experience
+    telemetry: Telemetry
+    clock: Clock
+    ids: Ids
+    retry_budget: RetryBudget = field(default_factory=RetryBudget)
+
+    async def authenticate(self, headers: Mapping[str, str]) -> Principal:
+        """Who asks. Raises RefusedError."""
+        return await authenticate(headers, self.keys)
+
+    def prepare(self, request_id: str, principal: Principal, body: bytes, headers: Mapping[str, str]) -> Exchange:
+        """Admits a request and plans for it: everything before money may be spent. Raises RefusedError."""
+        now = self.clock.now()
+        catalogue = self.configuration.catalogue
+        admitted = admit(body, headers, principal, catalogue, self.experience, today=now.date())
+        made = make_plan(admitted, principal, self._planning())
+        if is_gone_everywhere(made):
+            admitted, made = self._follow(admitted, made, principal)
+        return Exchange(
+            request_id=request_id, principal=principal, admitted=admitted, plan=made, started=self.clock.monotonic()
+        )
+
+    def _follow(self, admitted: Admitted, made: Plan, principal: Principal) -> tuple[Admitted, Plan]:
+        """The same for the successor of a model that every provider says is gone, or 404."""
+        catalogue, model = self.configuration.catalogue, admitted.model
+        follower = successor(model, principal, catalogue)
+        if follower is None:
+            raise retired_model(model, [deployment for _, deployment in catalogue.deployments(model.name)])
+        warning = f"{model.name} is retired; {follower.name} answers"
+        request = replace(admitted.request, warnings=(*admitted.request.warnings, warning))
+        followed = for_model(request, follower, principal, catalogue, self.experience, today=made.made_at.date())
+        return followed, make_plan(followed, principal, self._planning())
+
+    def _planning(self) -> Planning:
+        return Planning(
+            catalogue=self.configuration.catalogue,
+            usable_accounts=self.configuration.usable_accounts,
+            health=self.health,
+            experience=self.experience,
+            now=self.clock.now(),
+        )
+
+    async def run(self, exchange: Exchange, reply: Reply, watch: Watch) -> None:
+        """Attempts candidates in the plan's order until one answers; tells the client how it ended."""
+        self.retry_budget = self.retry_budget.earn()
+        status = CLIENT_CLOSED
+        try:
+            status = await self._attempts(exchange, reply, watch)
+        except RefusedError as refused:
+            status = refused.refusal.http_status
+            await refuse(reply, refused.refusal, request_id=exchange.request_id)
+        except Exception as defect:  # noqa: BLE001 - told to the client as ours, and to us with its trace
+            status = 500
+            self.telemetry.defect(defect, request_id=exchange.request_id)
+            await refuse(reply, INTERNAL, request_id=exchange.request_id)
+        finally:
+            watch.end()
+            self.telemetry.exchange_ended(
+                request_id=exchange.request_id,
+                key_id=exchange.principal.key_id,
+                model=exchange.admitted.model.name,
+                surface=exchange.admitted.request.surface.value,
+                status=status,
+                seconds=self.clock.monotonic() - exchange.started,
+            )
+
+    async def _attempts(self, exchange: Exchange, reply: Reply, watch: Watch) -> int:
+        """The attempt loop. Returns the status that was answered. Raises RefusedError."""
+        candidates = list(exchange.plan.routable)
+        failures: list[tuple[Candidate, Failure]] = []
+        spent = ZERO
+        candidate = self._next(candidates)
+        if candidate is None:
+            raise no_candidate(exchange.plan)
+        while True:
+            number = len(failures) + 1
+            this, intent = await self._intend(exchange, candidate, number)
+            outcome = await self._attempt(exchange, this, reply, watch)
+            self._teach_health(candidate, outcome)
+            following = self._following(exchange, outcome, candidate, candidates, number, watch)
+            entry, position = self._settle(exchange, intent, outcome, is_final=following is None)
+            spent += Money(entry.cost_pico)
+            if outcome.failure is not None:
+                failures.append((candidate, outcome.failure))
+            if following is not None:
+                candidate = following
+                continue
+            await self._durable(position)
+            return await self._answer(exchange, this, outcome, failures, spent, reply)
+
+    def _next(self, candidates: list[Candidate]) -> Candidate | None:
+        """Takes the next candidate that is still well, or else the last; a probe goes alone."""
+        now = self.clock.now()
+        while candidates:
+            candidate = candidates.pop(0)
+            ailing = [self.health.of(subject) for subject in subjects(candidate)]
+            if not candidates or not any(health.is_out(now) or health.probe_in_flight(now) for health in ailing):
+                self.health.claim_probe(subjects(candidate))
+                return candidate
+        return None
+
+    async def _intend(self, exchange: Exchange, candidate: Candidate, number: int) -> tuple[Attempt, Intent]:
+        """The durable intent. Raises RefusedError(metering_unavailable) before anything is sent."""
+        assert candidate.price is not None, "an unpriced candidate is not routable"
+        this = Attempt(
+            attempt_id=self.ids.attempt_id(),
+            request_id=exchange.request_id,
+            number=number,
+            candidate=candidate,
+            price=candidate.price,
+            started_at=self.clock.now(),
+            output_limit=candidate.output_limit,
+            input_tokens_estimate=exchange.admitted.input_tokens,
+        )
+        intent = Intent.of(this, exchange.admitted.request, exchange.principal)
+        try:
+            if number == 1:
+                self.journal.append(_plan_record(exchange))
+            await self.journal.durable(self.journal.append(intent))
+        except MeteringUnavailableError as error:
+            self.health.release_probe(subjects(candidate))
+            raise _unmetered(error) from None
+        return this, intent
+
+    async def _attempt(self, exchange: Exchange, this: Attempt, reply: Reply, watch: Watch) -> Outcome:
+        """Renders the request in the provider's dialect and calls it under the provider's deadlines."""
+        request, candidate = exchange.admitted.request, this.candidate
+        card = self.configuration.catalogue.providers[candidate.provider]
+        dialect = DIALECTS[card.dialect]
+        rendered = dialect.render_request(request, candidate.deployment, this.output_limit)
+        call = UpstreamCall(
+            provider=card.name,
+            account=candidate.account,
+            url=card.base_url + rendered.path,
+            body=rendered.body,
+            headers={"x-gateway-attempt-id": this.attempt_id},
+            timeouts=card.timeouts,
+            stream=request.stream,
+        )
+        exchange.warnings.extend(rendered.warnings)
+
+        async def relay(data: bytes) -> None:
+            if not reply.started:
+                await reply.start(200, _headers(exchange, this))
+            await reply.write(data)
+
+        needs = Attempting(
+            upstreams=self.upstreams,
+            journal=self.journal,
+            clock=self.clock,
+            experience=self.experience,
+            telemetry=self.telemetry,
+        )
+        watch.begin_attempt(card.timeouts, drain=card.on_client_abort is OnClientAbort.DRAIN)
+        return await attempt(needs, this, request, card, dialect, call, watch, relay)
+
+    def _teach_health(self, candidate: Candidate, outcome: Outcome) -> None:
+        """What this end says about the account, the model there and the circuit of both."""
+        involved = subjects(candidate)
+        failure = outcome.failure
+        if failure is None and outcome.status is not AttemptStatus.ABORTED:
+            self.health.succeeded(involved)
+            return
+        about = None
+        if failure is not None:
+            names = {"provider": candidate.provider, "account": candidate.account, "model": candidate.deployment.model}
+            about = subject_of(failure, **names)
+        if failure is not None and about is not None:
+            self.health.failed(about, failure)
+        self.health.release_probe(subject for subject in involved if subject != about)
+
+    def _following(
+        self,
+        exchange: Exchange,
+        outcome: Outcome,
+        tried: Candidate,
+        candidates: list[Candidate],
+        number: int,
+        watch: Watch,
+    ) -> Candidate | None:
+        """The candidate to try next, if this end allows another attempt at all (law L9)."""
+        if outcome.failure is None or outcome.status is AttemptStatus.ABORTED or watch.client_gone:
+            return None
+        if advise(outcome.failure, bytes_relayed=outcome.relayed) is not Advice.NEXT or number >= ATTEMPTS_MAX:
+            return None
+        timeouts = self.configuration.catalogue.providers[tried.provider].timeouts
+        if not candidates or self.clock.monotonic() - exchange.started >= timeouts.total:
+            return None
+        budget = self.retry_budget.spend()
+        if budget is None:
+            return None
+        self.retry_budget = budget
+        return self._next(candidates)
+
+    def _settle(
+        self, exchange: Exchange, intent: Intent, outcome: Outcome, *, is_final: bool
+    ) -> tuple[LedgerEntry, int]:
+        """Writes the entry; if the journal cannot take it, the durable intent is settled by recovery."""
+        try:
+            entry, position = settle(intent, outcome, self.journal, finished_at=self.clock.now(), is_final=is_final)
+        except MeteringUnavailableError as error:
+            raise _unmetered(error) from None
+        learn(entry, outcome, self.experience, input_bytes=exchange.admitted.request.input_bytes)
+        self.telemetry.attempt_settled(entry)
+        return entry, position
+
+    async def _durable(self, position: int) -> None:
+        try:
+            await self.journal.durable(position)
+        except MeteringUnavailableError as error:
+            raise _unmetered(error) from None
+
+    async def _answer(
+        self,
+        exchange: Exchange,
+        this: Attempt,
+        outcome: Outcome,
+        failures: list[tuple[Candidate, Failure]],
+        spent: Money,
+        reply: Reply,
+    ) -> int:
+        """Releases what was held back until the settlement, or says what went wrong. Returns the status."""
+        if outcome.status is AttemptStatus.ABORTED:
+            await reply.finish()
+            return CLIENT_CLOSED
+        if outcome.failure is not None:
+            raise RefusedError(_refusal(exchange, outcome, failures))
+        headers = _headers(exchange, this)
+        usage = chat_completions.render_usage(outcome.usage, spent, outcome.reader.reports.top_level)
+        if outcome.body is not None:
+            headers["content-type"] = "application/json"
+            headers["x-gateway-cost-usd"] = str(spent)
+            await reply.start(200, headers)
+            await reply.finish(chat_completions.render_answer(outcome.body, usage))
+            return 200
+        if not reply.started:
+            await reply.start(200, headers)
+        closing = b""
+        if exchange.admitted.request.include_usage:
+            closing = chat_completions.render_closing_chunk(
+                outcome.closing,
+                upstream_id=outcome.reader.upstream_id,
+                model=outcome.reader.served_model or exchange.admitted.model.name,
+                created=outcome.reader.created or int(self.clock.now().timestamp()),
+                usage_json=usage,
+            )
+        await reply.finish(outcome.held + closing + outcome.done)
+        return 200
+
+
+async def refuse(reply: Reply, refusal: Refusal, *, request_id: str) -> None:
+    """Answers with a refusal: as a status, or, once the status line is out, as an error in the stream."""
+    if reply.started:
+        await reply.finish(chat_completions.render_stream_error(refusal, request_id=request_id))
+        return
+    headers = {"content-type": "application/json", "x-request-id": request_id}
+    if refusal.retry_after is not None:
+        headers["retry-after"] = str(math.ceil(refusal.retry_after))
+    await reply.start(refusal.http_status, headers)
+    await reply.finish(chat_completions.render_error(refusal, request_id=request_id))
+
+
+def _headers(exchange: Exchange, this: Attempt) -> dict[str, str]:
+    headers = {
+        "content-type": "text/event-stream; charset=utf-8",
+        "cache-control": "no-cache",
+        "x-request-id": exchange.request_id,
+        "x-gateway-provider": this.candidate.provider,
+        "x-gateway-attempts": str(this.number),
+    }
+    warnings = [*exchange.admitted.request.warnings, *dict.fromkeys(exchange.warnings)]
+    if warnings:
+        headers["x-gateway-warnings"] = "; ".join(warnings)
+    return headers
+
+
+def _plan_record(exchange: Exchange) -> PlanRecord:
+    return PlanRecord(
+        request_id=exchange.request_id,
+        made_at=exchange.plan.made_at,
+        key_id=exchange.principal.key_id,
+        plan=msgspec.Raw(chat_completions.render_route(exchange.plan)),
+    )
+
+
+def _refusal(exchange: Exchange, outcome: Outcome, failures: list[tuple[Candidate, Failure]]) -> Refusal:
+    """What a caller is told of a failed exchange: their own fault in the upstream's words, ours without them."""
+    failure = outcome.failure
+    assert failure is not None
+    if failure.kind in (FailureClass.CALLER_FAULT, FailureClass.CONTENT_FILTERED):
+        return chat_completions.refusal_of(failure)
+    if failure.kind is FailureClass.SHUTDOWN:
+        return Refusal(
+            code=RefusalCode.OVERLOADED, message="The gateway is shutting down; send the request again.", retry_after=1
+        )
+    if failure.kind is FailureClass.DEFECT:
+        return INTERNAL
+    tried = "; ".join(f"{c.provider} ({c.account}): {WHY[f.kind]}" for c, f in failures if f.kind in WHY)
+    if outcome.relayed:
+        return Refusal(
+            code=RefusalCode.UPSTREAM_ERROR, message=f"The answer broke off, and what came is not whole. {tried}."
+        )
+    return Refusal(
+        code=RefusalCode.UPSTREAM_ERROR,
+        message=f"Every provider that could serve {exchange.admitted.model.name} was tried and failed: {tried}.",
+    )
+
+
+def _unmetered(error: MeteringUnavailableError) -> RefusedError:
+    return RefusedError(
+        Refusal(
+            code=RefusalCode.METERING_UNAVAILABLE,
+            message=f"The gateway cannot record spend now, so it buys nothing: {error}. Try again shortly.",
+            retry_after=5,
+        )
+    )

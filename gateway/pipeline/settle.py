@@ -1,0 +1,53 @@
+"""How an attempt ended becomes one ledger entry, once; after ``durable`` it survives whatever is killed."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from gateway.core import ledger
+from gateway.core.ledger import Intent, LedgerEntry
+from gateway.core.pricing import rate
+from gateway.pipeline.experience import Experience
+from gateway.pipeline.outcome import Outcome
+from gateway.pipeline.ports import Journal
+
+
+def settle(
+    intent: Intent, outcome: Outcome, journal: Journal, *, finished_at: datetime, is_final: bool
+) -> tuple[LedgerEntry, int]:
+    """Writes the entry to the journal; returns it with its position. Raises MeteringUnavailableError."""
+    charge = rate(outcome.usage, intent.price.price(), cache_ttl=intent.cache_ttl)
+    entry = ledger.settle(
+        intent,
+        charge,
+        outcome.usage,
+        usage_source=outcome.usage_source,
+        status=outcome.status,
+        finished_at=finished_at,
+        is_final=is_final,
+        seen=outcome.seen,
+        error_type=None if outcome.failure is None else outcome.failure.kind.value,
+    )
+    return entry, journal.append(entry)
+
+
+def learn(entry: LedgerEntry, outcome: Outcome, experience: Experience, *, input_bytes: int) -> None:
+    """What a finished answer teaches about token counts and pace; nothing, if the provider did not tell its tokens."""
+    if entry.status != "succeeded" or entry.usage_source != "provider":
+        return
+    reader = outcome.reader
+    experience.learn(
+        entry.model,
+        input_bytes=input_bytes,
+        input_tokens=entry.input_tokens,
+        output_bytes=reader.reasoning_bytes + reader.content_bytes + reader.tool_bytes,
+        output_tokens=entry.output_tokens,
+    )
+    seconds = (entry.finished_at - entry.started_at).total_seconds()
+    if seconds > 0 and entry.ttft_ms is not None:
+        experience.learn_pace(
+            entry.provider,
+            entry.account,
+            first_chunk_seconds=entry.ttft_ms / 1000,
+            tokens_per_second=entry.output_tokens / seconds,
+        )
