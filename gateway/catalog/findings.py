@@ -25,11 +25,11 @@ class Finding:
 
 
 class CatalogError(Exception):
-    """The files cannot be used as they are. ``findings`` has every error and warning, by file and line."""
+    """The files cannot be used as they are. The text has a line for every error, ``findings`` the warnings too."""
 
     def __init__(self, findings: Iterable[Finding]) -> None:
         self.findings = tuple(findings)
-        super().__init__("\n".join(str(finding) for finding in self.findings))
+        super().__init__("\n".join(str(finding) for finding in self.findings if finding.level == "error"))
 
 
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
@@ -42,7 +42,12 @@ def quoted(text: str) -> str:
     return json.dumps(text if len(text) <= 100 else text[:100] + "…", ensure_ascii=False)
 
 
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that was probably meant."""
+    return next(iter(difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)), None)
+
+
 def did_you_mean(word: str, known: Iterable[str], *, otherwise: str) -> str:
     """The closest known word as a question, or else the other mend."""
-    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
-    return f"Did you mean {close[0]}?" if close else otherwise
+    close = closest(word, known)
+    return f"Did you mean {close}?" if close else otherwise

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import UTC, date, datetime
 from typing import Final
 
-from gateway.catalog.findings import did_you_mean, quoted
+from gateway.catalog.findings import closest, did_you_mean, quoted
 from gateway.catalog.models import Models
 from gateway.catalog.prices import PriceRow
 from gateway.catalog.providers import Providers
@@ -69,9 +69,7 @@ def _check_price_names(providers: Providers, models: Models, rows: Iterable[Pric
         if not row.provider or not row.model:
             continue
         if row.provider not in providers.cards:
-            otherwise = f"Add [providers.{row.provider}] to providers.toml, or remove the row."
-            mend = did_you_mean(row.provider, providers.cards, otherwise=otherwise)
-            row.table.error("provider", f"{quoted(row.provider)} is not a provider of providers.toml.", mend)
+            _check_unknown_provider(row, providers)
         elif row.model in models.aliases:
             name = quoted(models.aliases[row.model])
             row.table.error("model", f"{quoted(row.model)} is an alias of {name}.", f"Write model = {name}.")
@@ -80,6 +78,16 @@ def _check_price_names(providers: Providers, models: Models, rows: Iterable[Pric
             otherwise = f"Add [providers.{row.provider}.models.{quoted(row.model)}], or remove the row."
             message = f"{row.provider} has a price for {quoted(row.model)}, which it does not serve."
             row.table.warn("model", message, did_you_mean(row.model, listed, otherwise=otherwise))
+
+
+def _check_unknown_provider(row: PriceRow, providers: Providers) -> None:
+    """A slip of the pen is an error; the rows of a provider that was taken out may stay, for the ledger names them."""
+    message = f"{quoted(row.provider)} is not a provider of providers.toml."
+    close = closest(row.provider, providers.cards)
+    if close is not None:
+        row.table.error("provider", message, f"Did you mean {close}?")
+    else:
+        row.table.warn("provider", message, f"Add [providers.{quoted(row.provider)}] there, or remove the row.")
 
 
 def _check_priced(providers: Providers, rows: Iterable[PriceRow], *, now: datetime) -> None:
