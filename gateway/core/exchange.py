@@ -19,6 +19,13 @@ from gateway.core.money import Money, UnitPrice
 from gateway.core.pricing import DEFAULT_CACHE_TTL, Price
 
 NO_TAGS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+def no_tags() -> Mapping[str, str]:
+    """The tags of whoever has none."""
+    return NO_TAGS
+
+
 ATTEMPTS_MAX: Final = 4
 """Upstream attempts per request at the most; at most one of them per account (INTERFACE §3)."""
 
@@ -49,7 +56,7 @@ class Principal:
     role: Role = Role.INFERENCE
     models: frozenset[str] | None = None
     providers: frozenset[str] | None = None
-    tags: Mapping[str, str] = NO_TAGS
+    tags: Mapping[str, str] = field(default_factory=no_tags)
     expires_at: datetime | None = None
 
 
@@ -97,7 +104,7 @@ class InferenceRequest:
     needs: frozenset[str] = frozenset()
     input_bytes: int = 0
     preferences: ProviderPreferences = NO_PREFERENCES
-    tags: Mapping[str, str] = NO_TAGS
+    tags: Mapping[str, str] = field(default_factory=no_tags)
     conversation: str | None = None
     cache_ttl: str = DEFAULT_CACHE_TTL
     warnings: tuple[str, ...] = ()

@@ -7,8 +7,10 @@ from typing import Any, Final
 
 from litestar import MediaType, Request, Response
 from litestar.exceptions import HTTPException
+from litestar.types import ExceptionHandlersMap
 
 from gateway.core.refusal import INTERNAL, Refusal, RefusalCode, RefusedError
+from gateway.pipeline.ports import Ids
 from gateway.surfaces import chat_completions
 
 LOGGER: Final = logging.getLogger("gateway.http")
@@ -36,11 +38,24 @@ def refusal_response(refusal: Refusal, *, request_id: str) -> Response[bytes]:
     )
 
 
-def refused_handler(request: Request[Any, Any, Any], error: RefusedError) -> Response[bytes]:
-    return refusal_response(error.refusal, request_id=request_id_of(request))
+def error_handlers(ids: Ids) -> ExceptionHandlersMap:
+    """Litestar's handlers for our refusals, its own errors, and defects."""
+
+    def refused(request: Request[Any, Any, Any], error: RefusedError) -> Response[bytes]:
+        return refusal_response(error.refusal, request_id=_request_id(request, ids))
+
+    def framework(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+        return refusal_response(_refusal_of(request, error), request_id=_request_id(request, ids))
+
+    def defect(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+        request_id = _request_id(request, ids)
+        LOGGER.error("defect", exc_info=error, extra={"fields": {"request_id": request_id}})
+        return refusal_response(INTERNAL, request_id=request_id)
+
+    return {RefusedError: refused, HTTPException: framework, Exception: defect}  # type: ignore[dict-item]
 
 
-def http_handler(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+def _refusal_of(request: Request[Any, Any, Any], error: HTTPException) -> Refusal:
     """The framework's own errors: unknown paths, wrong methods, bodies that do not validate."""
     status = error.status_code
     message = str(error.detail)
@@ -52,18 +67,9 @@ def http_handler(request: Request[Any, Any, Any], error: HTTPException) -> Respo
         param = str(first.get("key", "")) or None
         message = f"{message} {param or 'body'}: {first.get('message', '')}"
     code = _CODE_OF_STATUS.get(status, RefusalCode.INVALID_REQUEST if status < 500 else RefusalCode.INTERNAL)
-    refusal = Refusal(code=code, status=status, message=message, param=param)
-    return refusal_response(refusal, request_id=request_id_of(request))
+    return Refusal(code=code, status=status, message=message, param=param)
 
 
-def defect_handler(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """A defect of ours: logged with its trace, told without it."""
-    request_id = request_id_of(request)
-    LOGGER.error("defect", exc_info=error, extra={"fields": {"request_id": request_id}})
-    return refusal_response(INTERNAL, request_id=request_id)
-
-
-def request_id_of(request: Request[Any, Any, Any]) -> str:
-    """The id that the request was given on arrival."""
-    state = request.scope.get("state", {})
-    return str(state.get("request_id", "req_unknown"))
+def _request_id(request: Request[Any, Any, Any], ids: Ids) -> str:
+    """The id that the request was given on arrival; a path that no route has was given none."""
+    return str(request.scope.get("state", {}).get("request_id") or ids.request_id())

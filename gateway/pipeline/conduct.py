@@ -311,8 +311,10 @@ class Conductor:
         if outcome.body is not None:
             headers["content-type"] = "application/json"
             headers["x-gateway-cost-usd"] = str(spent)
+            body = chat_completions.render_answer(outcome.body, usage)
+            headers["content-length"] = str(len(body))
             await reply.start(200, headers)
-            await reply.finish(chat_completions.render_answer(outcome.body, usage))
+            await reply.finish(body)
             return 200
         if not reply.started:
             await reply.start(200, headers)
@@ -334,11 +336,12 @@ async def refuse(reply: Reply, refusal: Refusal, *, request_id: str) -> None:
     if reply.started:
         await reply.finish(chat_completions.render_stream_error(refusal, request_id=request_id))
         return
-    headers = {"content-type": "application/json", "x-request-id": request_id}
+    body = chat_completions.render_error(refusal, request_id=request_id)
+    headers = {"content-type": "application/json", "x-request-id": request_id, "content-length": str(len(body))}
     if refusal.retry_after is not None:
         headers["retry-after"] = str(math.ceil(refusal.retry_after))
     await reply.start(refusal.http_status, headers)
-    await reply.finish(chat_completions.render_error(refusal, request_id=request_id))
+    await reply.finish(body)
 
 
 def _headers(exchange: Exchange, this: Attempt) -> dict[str, str]:

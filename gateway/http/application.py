@@ -1,0 +1,51 @@
+"""The Litestar application: routes over the services it is given, and one envelope for every error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from litestar import Litestar, Request
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.types import ControllerRouterHandler
+
+from gateway import __version__
+from gateway.http.api import public_routes
+from gateway.http.chat import chat_route, dry_run_route
+from gateway.http.errors import error_handlers
+from gateway.http.relay import BODY_BYTES_MAX
+from gateway.http.services import Services
+
+Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
+
+
+def create_application(
+    services: Services, *, admin: Sequence[ControllerRouterHandler] = (), lifespan: Sequence[Lifespan] = ()
+) -> Litestar:
+    """The whole face over ``services``."""
+    return Litestar(
+        route_handlers=[chat_route(services), dry_run_route(services), *public_routes(services), *admin],
+        exception_handlers=error_handlers(services.conductor.ids),
+        lifespan=list(lifespan),
+        before_request=_give_request_id(services),
+        openapi_config=OpenAPIConfig(
+            title="kimi-gateway",
+            version=__version__,
+            path="/schema",
+            render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+        ),
+        request_max_body_size=BODY_BYTES_MAX,
+        logging_config=None,
+        debug=False,
+    )
+
+
+def _give_request_id(services: Services) -> Callable[[Request[Any, Any, Any]], None]:
+    """Gives every request of the slower routes an id, for its answer and the log."""
+
+    def before_request(request: Request[Any, Any, Any]) -> None:
+        request.state.request_id = services.conductor.ids.request_id()
+
+    return before_request
