@@ -9,6 +9,7 @@ VENV := .venv
 RUN  := $(VENV)/bin/python
 PIP  := PIP_DISABLE_PIP_VERSION_CHECK=1 $(RUN) -m pip --quiet --no-input
 UV_VERSION := 0.13.9
+LOCK := pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format prove bench lock clean
@@ -24,10 +25,9 @@ test: $(VENV)/.dev ## the whole suite against a real PostgreSQL and a real Valke
 	@$(RUN) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev ## format, lint, types, import direction, house rules
-	@$(RUN) -m ruff format --check --quiet . || { echo "Run: make format"; exit 1; }
-	@$(RUN) -m ruff check --quiet .
+	@$(RUN) -m ruff format --check --output-format concise . || { echo "Run: make format"; exit 1; }
+	@$(RUN) -m ruff check --output-format concise .
 	@$(RUN) -m mypy
-	@$(VENV)/bin/lint-imports --no-timings | tail -n 4; exit $${PIPESTATUS[0]}
 	@$(RUN) -m pytest -q -p no:xdist tests/architecture
 
 format: $(VENV)/.dev ## write files the way check wants them
@@ -49,13 +49,10 @@ clean: ## remove the virtual environment and caches; data in ./var stays
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-LOCK := pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
-SHELL := /bin/bash
-
 $(VENV)/.runtime: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=python3.12")'
 	@echo "Setting up $(VENV) from requirements.lock, once…"
-	@$(RUN) -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) install --require-hashes -r requirements.lock
 	@$(PIP) install --no-deps --no-build-isolation --no-index --editable .
 	@touch $@
