@@ -41,6 +41,7 @@ def _cycle() -> tuple[str, ...]:
 
 
 _WORDS: Final = _cycle()
+_PLAIN: Final = "".join(word for word in _WORDS if word.rstrip().isalpha() and word.isascii())
 _ROUND: Final = len(_WORDS)
 _TEXT: Final = "".join(_WORDS).encode()
 _ESCAPED: Final = tuple(_encode(word)[1:-1] for word in _WORDS)
@@ -349,6 +350,8 @@ def _wrong_arguments(choice: Choice, *, truncated: bool) -> Choice:
 
 
 def filler(tokens: int, *, seed: int) -> str:
-    """Text of exactly ``tokens`` tokens whose first bytes already differ from another seed's; for trace drivers."""
-    mark = f"{seed & 0xFFFF_FFFF_FFFF:012x}"[: tokens * BYTES_PER_TOKEN]
-    return mark + Text(seed % _ROUND, max(0, tokens - len(mark) // BYTES_PER_TOKEN)).string()
+    """Plain words of exactly ``tokens`` tokens, from the first on other than another seed's; for trace drivers."""
+    size = tokens * BYTES_PER_TOKEN
+    start = seed % (len(_PLAIN) // BYTES_PER_TOKEN) * BYTES_PER_TOKEN
+    words = _PLAIN * ((start + size) // len(_PLAIN) + 1)
+    return (f"{seed & 0xFFFF_FFFF_FFFF:012x}" + words[start : start + size])[:size]
