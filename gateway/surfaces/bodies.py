@@ -17,6 +17,12 @@ from gateway.surfaces.errors import invalid
 NESTING_MAX: Final = 128
 """Levels of objects and lists in a body, the body itself included; deeper ones are refused before any decoder tires."""
 
+COUNTED_BYTES_MAX: Final = 16_384
+"""Up to this size counting brackets is cheaper than decoding a level."""
+WINDOWS: Final = 128
+WINDOW_BYTES: Final = 1024
+"""Text with escapes is measured whole up to this many windows of so many bytes, and by these windows beyond."""
+
 Members = dict[str, Raw]
 T = TypeVar("T")
 
@@ -65,14 +71,24 @@ def nested_too_deep() -> Exception:
 def is_deeper(values: Iterable[Raw], levels: int) -> bool:
     """Whether any of the values nests more than ``levels`` objects and lists.
 
-    A level takes two bytes, so what is shorter cannot be deep and long strings are not looked into.
+    Level by level, without recursion. A level takes two bytes and an opening bracket, so what is short or has few of
+    them is not looked into, and neither is a string.
     """
     for left in range(levels, -1, -1):
-        values = [value for value in values if len(value) > 2 * left + 1 and memoryview(value)[0] in b"{["]
+        values = [value for value in values if len(value) > 2 * left + 1 and _may_be_deeper(value, left)]
         if not values:
             return False
         values = [child for value in values for child in _children(value)]
     return True
+
+
+def _may_be_deeper(value: Raw, levels: int) -> bool:
+    if memoryview(value)[0] not in b"{[":
+        return False
+    if len(value) > COUNTED_BYTES_MAX:
+        return True
+    raw = bytes(value)
+    return raw.count(b"{") + raw.count(b"[") > levels
 
 
 def _children(value: Raw) -> Iterable[Raw]:
@@ -148,15 +164,26 @@ def number_between(members: Members, name: str, low: float, high: float) -> floa
 
 
 def text_bytes(value: Raw) -> int:
-    r"""The UTF-8 size of raw JSON, with ``\uXXXX`` counted as the character it stands for and the rest as it is."""
+    r"""The UTF-8 size of raw JSON, with ``\uXXXX`` counted as the character it stands for and the rest as it is.
+
+    Exact up to 128 KiB; of longer text with escapes an even sample is measured, since sizes feed an estimate.
+    """
     size = len(value)
     if _ESCAPE.search(value) is None:
         return size
-    raw = bytes(value).replace(rb"\\", b"..")
-    size -= 3 * raw.count(rb"\u")
-    if rb"\u0" in raw:
-        size -= sum(raw.count(prefix) for prefix in _TWO_BYTES)
-        size -= sum(raw.count(prefix) for prefix in _ONE_BYTE)
-    if _SURROGATE.search(raw) is not None:
-        size -= len(_SURROGATE.findall(raw))
-    return size
+    raw = bytes(value)
+    if size <= WINDOWS * WINDOW_BYTES:
+        return size - _escape_bytes(raw)
+    sample = b"".join(raw[start : start + WINDOW_BYTES] for start in range(0, size, size // WINDOWS))
+    return size - size * _escape_bytes(sample) // len(sample)
+
+
+def _escape_bytes(raw: bytes) -> int:
+    r"""How many bytes longer ``\uXXXX`` escapes are than the characters they stand for: 3 each, fewer or more."""
+    raw = raw.replace(rb"\\", b"..")
+    return (
+        3 * raw.count(rb"\u")
+        + sum(raw.count(prefix) for prefix in _TWO_BYTES)
+        + sum(raw.count(prefix) for prefix in _ONE_BYTE)
+        + len(_SURROGATE.findall(raw))
+    )

@@ -90,7 +90,6 @@ def parse(body: bytes, *, headers: Mapping[str, str]) -> InferenceRequest:
     if messages is None:
         raise invalid("messages", "`messages` is missing; send a list of at least one message.")
     conversation = read_conversation(messages)
-    members["messages"] = conversation.messages
     tools = read_tools(members)
     output_limit = _take_output_limit(members)
     n = _check_sampling(members)
@@ -109,12 +108,12 @@ def parse(body: bytes, *, headers: Mapping[str, str]) -> InferenceRequest:
         n=n,
         output_limit=output_limit,
         needs=frozenset(conversation.needs | tools.needs | format_needs | _logprobs_needs(members)),
-        input_bytes=conversation.input_bytes + (text_bytes(members["tools"]) if "tools" in members else 0),
+        input_bytes=conversation.input_bytes(messages) + (text_bytes(members["tools"]) if "tools" in members else 0),
         preferences=extensions.preferences,
         tags=extensions.tags,
         conversation=extensions.conversation,
         cache_ttl=extensions.cache_ttl,
-        warnings=(*extensions.warnings, *conversation.warnings, *tools.warnings),
+        warnings=(*extensions.warnings, *tools.warnings),
     )
 
 

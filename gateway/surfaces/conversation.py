@@ -32,7 +32,7 @@ from gateway.surfaces.errors import invalid, shown
 MEDIA_BYTES: Final = 4_200
 """What an image or a video counts as input: 1,000 tokens' worth of text, whatever its data URL weighs."""
 
-_MESSAGES_LEVELS: Final = NESTING_MAX - 3
+_MESSAGE_LEVELS: Final = NESTING_MAX - 3
 """Levels left below a message: the body, the list and the message are three."""
 
 _ROLES: Final = {f'"{role}"'.encode(): role for role in ("system", "developer", "user", "assistant", "tool")}
@@ -46,36 +46,33 @@ _PART_WORDS: Final = '"text", "image_url" or "video_url"'
 class Conversation:
     """What the messages of one request amount to; grows while they are checked, in order."""
 
-    messages: Raw
     needs: set[str] = field(default_factory=set)
-    warnings: list[str] = field(default_factory=list)
     media: int = 0
     media_bytes: int = 0
 
-    @property
-    def input_bytes(self) -> int:
+    def input_bytes(self, messages: Raw) -> int:
         """The UTF-8 size of what the model will read, an image at its flat size."""
-        return max(0, text_bytes(self.messages) - self.media_bytes) + self.media * MEDIA_BYTES
+        return max(0, text_bytes(messages) - self.media_bytes) + self.media * MEDIA_BYTES
 
 
 def read_conversation(messages: Raw) -> Conversation:
     """Checks every message. Raises RefusedError naming the first field that is wrong."""
     listed = _listed(messages)
-    if is_deeper((value for message in listed for value in message.values() if len(value) > 250), _MESSAGES_LEVELS):
+    if is_deeper(
+        (value for message in listed for name, value in message.items() if len(value) > 250 and name != "content"),
+        _MESSAGE_LEVELS,
+    ):
         raise nested_too_deep()
-    seen = Conversation(messages)
+    seen = Conversation()
     last = len(listed) - 1
     for index, message in enumerate(listed):
-        role = _role(message, index)
+        role = _ROLES.get(bytes(message.get("role", b""))) or _role(message, index)
         if role == "assistant":
             _check_assistant(seen, message, index, is_last=index == last)
         elif role == "tool":
             _check_tool(seen, message, index)
         else:
             _check_prompt(seen, message, index, role)
-    if _with_reasoning_content(listed):
-        seen.warnings.append("`reasoning` in messages was sent as `reasoning_content`")
-        seen.messages = Raw(msgspec.json.encode(listed))
     return seen
 
 
@@ -99,15 +96,13 @@ def _refuse_first_that_is_no_object(messages: Raw) -> None:
 
 
 def _role(message: Members, index: int) -> str:
+    """A role that is not written plainly: with escapes, or wrong."""
     param = f"messages[{index}].role"
     value = message.get("role")
     if value is None or is_null(value):
         raise invalid(param, f"`{param}` is missing; it is one of {_ROLE_WORDS}.")
-    role = _ROLES.get(bytes(value))
-    if role is not None:
-        return role
     word = STRING.of(value, param)
-    if word in _ROLES.values():  # written with escapes
+    if word in _ROLES.values():
         return word
     if word == "function":
         raise invalid(param, f'`{param}` "function" is not supported; send role "tool" with its `tool_call_id`.')
@@ -117,47 +112,46 @@ def _role(message: Members, index: int) -> str:
 def _check_prompt(seen: Conversation, message: Members, index: int, role: str) -> None:
     """A user's or operator's message has something to say; a system message may carry tools instead."""
     content = message.get("content")
-    param = f"messages[{index}].content"
     if content is None or is_null(content):
         if role == "system" and "tools" in message:
             seen.needs.add("tools")
             return
+        param = f"messages[{index}].content"
         raise invalid(param, f"`{param}` is missing; send a string or a list of parts.")
     if len(content) == 2 and bytes(content) in _EMPTY:
+        param = f"messages[{index}].content"
         raise invalid(param, f"`{param}` must not be empty.")
-    _check_content(seen, content, param)
+    _check_content(seen, content, index)
 
 
 def _check_tool(seen: Conversation, message: Members, index: int) -> None:
-    param = f"messages[{index}].tool_call_id"
     call_id = message.get("tool_call_id")
-    if call_id is None or is_null(call_id):
-        raise invalid(param, f"`{param}` is missing; it is the `id` of the tool call that this message answers.")
-    if not is_string(call_id) or len(call_id) == 2:
-        raise invalid(param, f"`{param}` must be a string that is not empty.")
+    if call_id is None or not is_string(call_id) or len(call_id) == 2:
+        param = f"messages[{index}].tool_call_id"
+        raise invalid(param, f"`{param}` is missing; it is the `id`, a string, of the tool call that this answers.")
     content = message.get("content")
     if content is None or is_null(content):
         param = f"messages[{index}].content"
         raise invalid(param, f'`{param}` is missing; send the tool\'s result, "" if it had none.')
-    _check_content(seen, content, f"messages[{index}].content")
+    _check_content(seen, content, index)
 
 
 def _check_assistant(seen: Conversation, message: Members, index: int, *, is_last: bool) -> None:
     """An assistant's message says something, calls tools, or is the beginning of the answer."""
-    path = f"messages[{index}]."
     calls = message.get("tool_calls")
-    has_calls = calls is not None and not is_null(calls) and _check_calls(calls, f"{path}tool_calls")
+    has_calls = calls is not None and not is_null(calls) and _check_calls(calls, f"messages[{index}].tool_calls")
     partial = message.get("partial")
-    is_partial = partial is not None and not is_null(partial) and BOOLEAN.of(partial, f"{path}partial")
+    is_partial = partial is not None and not is_null(partial) and BOOLEAN.of(partial, f"messages[{index}].partial")
     if is_partial:
         if not is_last:
-            raise invalid(f"{path}partial", f"`{path}partial` is only allowed on the last message.")
+            param = f"messages[{index}].partial"
+            raise invalid(param, f"`{param}` is only allowed on the last message.")
         seen.needs.add("partial")
     content = message.get("content")
     if content is not None and not is_null(content):
-        _check_content(seen, content, f"{path}content")
+        _check_content(seen, content, index)
     elif not has_calls and not is_partial:
-        param = f"{path}content"
+        param = f"messages[{index}].content"
         raise invalid(param, f"`{param}` is missing; only a message with `tool_calls` or `partial` may do without it.")
 
 
@@ -185,13 +179,16 @@ def _require_string(members: Members, name: str, path: str, *, may_be_empty: boo
         raise invalid(f"{path}{name}", f"`{path}{name}` must not be empty.")
 
 
-def _check_content(seen: Conversation, content: Raw, param: str) -> None:
+def _check_content(seen: Conversation, content: Raw, index: int) -> None:
     if is_string(content):
         return
+    param = f"messages[{index}].content"
     if kind_of(content) != "a list":
         raise invalid(param, f"`{param}` must be a string or a list of parts; it is {kind_of(content)}.")
-    for index, part in enumerate(OBJECTS.of(content, param)):
-        _check_part(seen, part, f"{param}[{index}]")
+    for place, part in enumerate(OBJECTS.of(content, param)):
+        if is_deeper(part.values(), _MESSAGE_LEVELS - 2):
+            raise nested_too_deep()
+        _check_part(seen, part, f"{param}[{place}]")
 
 
 def _check_part(seen: Conversation, part: Members, path: str) -> None:
@@ -218,16 +215,3 @@ def _check_media(seen: Conversation, part: Members, kind: str, param: str) -> No
     seen.needs.add("images")
     seen.media += 1
     seen.media_bytes += len(value)
-
-
-def _with_reasoning_content(listed: list[Members]) -> bool:
-    """Renames the ``reasoning`` that other gateways return to Kimi's own word; whether there was any."""
-    renamed = False
-    for message in listed:
-        reasoning = message.get("reasoning")
-        if reasoning is None or not is_string(reasoning) or bytes(message["role"]) != b'"assistant"':
-            continue
-        if present(message, "reasoning_content") is None:
-            message["reasoning_content"] = message.pop("reasoning")
-            renamed = True
-    return renamed

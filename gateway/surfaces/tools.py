@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 from msgspec import Raw
@@ -15,7 +15,6 @@ from msgspec import Raw
 from gateway.surfaces.bodies import (
     LIST,
     OBJECT,
-    OBJECTS,
     STRING,
     Members,
     is_string,
@@ -43,6 +42,29 @@ _CHOICES: Final = frozenset({"auto", "none", "required"})
 _ANTHROPIC_CHOICES: Final = {"auto": "auto", "none": "none", "any": "required"}
 
 
+class _Function(msgspec.Struct):
+    name: str
+    description: str | None = None
+    parameters: Raw = Raw(b"{}")
+
+
+class _Tool(msgspec.Struct):
+    type: Literal["function"]
+    function: _Function
+
+
+class _NamedFunction(msgspec.Struct):
+    name: str
+
+
+class _NamedTool(msgspec.Struct):
+    function: _NamedFunction
+
+
+_PLAIN: Final = msgspec.json.Decoder(list[_Tool])
+_NAMED: Final = msgspec.json.Decoder(list[_NamedTool])
+
+
 @dataclass(slots=True)
 class Tools:
     """The tools of one request: ``raw`` in the OpenAI form, their names by place."""
@@ -54,12 +76,13 @@ class Tools:
 
 
 def read_tools(members: Members) -> Tools:
-    """Checks and converts ``tools``, ``tool_choice`` and ``parallel_tool_calls``' company in place."""
+    """Checks ``tools`` and ``tool_choice``, and converts them in place. Raises RefusedError."""
     _refuse_functions(members)
     tools = Tools()
     value = present(members, "tools")
     if value is not None:
-        _read_list(tools, value)
+        if not _read_plain(tools, value):
+            _read_list(tools, value)
         if tools.names:
             assert tools.raw is not None
             members["tools"] = tools.raw
@@ -74,6 +97,25 @@ def _refuse_functions(members: Members) -> None:
     for name, instead in (("functions", "tools"), ("function_call", "tool_choice")):
         if present(members, name) is not None:
             raise invalid(name, f"`{name}` is not supported by Kimi models; send `{instead}`.")
+
+
+def _read_plain(tools: Tools, value: Raw) -> bool:
+    """Takes a list in which nothing is to be converted, refused or noted, in one go; whether it was one."""
+    try:
+        listed = _PLAIN.decode(value)
+    except msgspec.ValidationError:
+        return False
+    names = {tool.function.name: index for index, tool in enumerate(listed)}
+    if (
+        not 0 < len(listed) == len(names) <= TOOLS_MAX
+        or not all(map(TOOL_NAME.fullmatch, names))
+        or any(kind_of(tool.function.parameters) != "an object" for tool in listed)
+    ):
+        return False
+    tools.raw = value
+    tools.names = names
+    tools.needs.add("tools")
+    return True
 
 
 def _read_list(tools: Tools, value: Raw) -> None:
@@ -204,10 +246,8 @@ def _choice(value: Raw) -> tuple[str, str | None]:
 
 def names_for_k2(tools: Raw) -> None:
     """Refuses function names that K2 models do not take: they want 3 to 64 characters."""
-    for index, tool in enumerate(OBJECTS.of(tools, "tools")):
-        function = OBJECT.optional(tool, "function", path=f"tools[{index}].")
-        name = None if function is None else STRING.optional(function, "name")
-        if name is None or name == _WEB_SEARCH or TOOL_NAME_K2.fullmatch(name) is not None:
-            continue
-        param = f"tools[{index}].function.name"
-        raise invalid(param, f"`{param}` is {shown(name)}; it must have 3 to 64 characters: {_NAME_WORDS}.")
+    for index, tool in enumerate(_NAMED.decode(tools)):
+        name = tool.function.name
+        if name != _WEB_SEARCH and TOOL_NAME_K2.fullmatch(name) is None:
+            param = f"tools[{index}].function.name"
+            raise invalid(param, f"`{param}` is {shown(name)}; it must have 3 to 64 characters: {_NAME_WORDS}.")
