@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Final
 
@@ -34,17 +34,16 @@ class Price:
     source: str = ""
     checked_at: date | None = None
 
+    price_id: str = field(init=False, compare=False)
+    """Stable name of this row: pair, date and a digest of its amounts, so that an edited row is another id."""
+
     def __post_init__(self) -> None:
         assert self.effective_from.tzinfo is not None
-
-    @property
-    def price_id(self) -> str:
-        """Stable name of this row: pair, date and a digest of its amounts, so that an edited row is another id."""
         amounts = [str(self.input), str(self.cached_input), str(self.output)]
         amounts += [f"{ttl}={price}" for ttl, price in sorted((self.cache_write or {}).items())]
         digest = hashlib.sha256("|".join(amounts).encode()).hexdigest()[:8]
-        start = self.effective_from.astimezone(UTC)
-        return f"{self.provider}/{self.model}@{start:%Y-%m-%dT%H:%M:%SZ}#{digest}"
+        start = self.effective_from.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        object.__setattr__(self, "price_id", f"{self.provider}/{self.model}@{start}#{digest}")
 
     def unit(self, meter: Meter, *, cache_ttl: str = DEFAULT_CACHE_TTL) -> UnitPrice:
         """USD per 1,000,000 tokens of one meter; a discount or surcharge that the row lacks falls back to input."""

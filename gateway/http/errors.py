@@ -52,7 +52,7 @@ def error_handlers(ids: Ids) -> ExceptionHandlersMap:
         LOGGER.error("defect", exc_info=error, extra={"fields": {"request_id": request_id}})
         return refusal_response(INTERNAL, request_id=request_id)
 
-    return {RefusedError: refused, HTTPException: framework, Exception: defect}  # type: ignore[dict-item]
+    return {RefusedError: refused, HTTPException: framework, Exception: defect}
 
 
 def _refusal_of(request: Request[Any, Any, Any], error: HTTPException) -> Refusal:
