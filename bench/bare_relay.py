@@ -99,7 +99,7 @@ class HttpxUpstream:
 
         transport = None
         if over_aiohttp:
-            from httpx_aiohttp import AiohttpTransport
+            from httpx_aiohttp import AiohttpTransport  # type: ignore[import-not-found]  # optional
 
             transport = AiohttpTransport(limits=httpx.Limits(max_connections=None))
         self._client = httpx.AsyncClient(

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -426,12 +427,13 @@ def main(*, rounds: int | None, quick: bool, clients: bool, no_gateway: bool, st
     started_at = time.monotonic()
     if clients:
         result = _compare_clients(sizes, notes)
-        servers = result.pop("servers")
-        _ = as_json or print_clients(servers, console)
+        print_result = partial(print_clients, result.pop("servers"))
     else:
         result = _compare_gateway(sizes, notes, with_gateway=not no_gateway)
-        _ = as_json or print_gateway(result["rows"], console)
+        print_result = partial(print_gateway, result["rows"])
     result["seconds"] = round(time.monotonic() - started_at, 1)
+    if not as_json:
+        print_result(console)
     _finish(result, console, as_json=as_json, strict=strict)
 
 
