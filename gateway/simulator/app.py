@@ -108,6 +108,8 @@ class Simulator:
         if route == ("cometapi", "GET", "/user/quota"):
             key = parse_qs(scope["query_string"].decode()).get("key", [""])[0]
             call.account = self._account(key)
+        if route == ("cometapi", "GET", "/api/models"):
+            return 200, wire.catalog(self.prices)
         if call.account is None:
             return rendered(self.provider, call, Refusal(kind="invalid_key"))
         match route:
@@ -134,7 +136,7 @@ class Simulator:
     def _balance(self, account: Account) -> dict[str, Any]:
         spent = self.bill.spent_pico.get(account.name, 0)
         left = self.settings.balance_pico - spent
-        requests = sum(line.credential == account.name for line in self.bill.lines)
+        requests = self.bill.requests_of(account.name)
         return wire.balance(self.provider, account=account.name, left_pico=left, spent_pico=spent, requests=requests)
 
     # -- one chat completion -----------------------------------------------------------------------------------------

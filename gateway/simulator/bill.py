@@ -159,6 +159,9 @@ class Bill:
         total.add(line)
         self.spent_pico[line.credential] = self.spent_pico.get(line.credential, 0) + line.cost_pico
 
+    def requests_of(self, credential: str) -> int:
+        return sum(total.requests for (of, _), total in self._totals.items() if of == credential)
+
     def since(self, line: int) -> Iterator[BillLine]:
         """The kept lines numbered after ``line``, in order."""
         if not self.lines:

@@ -43,6 +43,7 @@ REFUSALS: Final = {
 TIMING: Final = {
     "stall_before_first_byte": "nothing for `seconds` (absent: until the client leaves)",
     "stall_mid_stream": "silence for `seconds` after `after_chunks` (absent: until the client leaves)",
+    "comments_mid_stream": "the same silence, with a comment every `ms`",
     "slow_chunks": "`ms` between chunks",
 }
 CUTS: Final = {
@@ -56,6 +57,8 @@ FORM: Final = {
     "malformed_event": "an event that is not JSON after `after_chunks`; without stream the body is cut short",
     "json_for_stream": "one plain JSON answer to a request for a stream",
     "crlf": "lines end in CR LF",
+    "no_space": "no space after `data:`",
+    "no_tool_index": "tool call pieces without `index`",
     "keepalive_comments": "a comment before every event",
     "split": "writes cut at every byte, inside UTF-8 or inside JSON escapes: `mode` = byte | utf8 | escape",
 }

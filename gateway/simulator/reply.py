@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.simulator import stream, wire
 from gateway.simulator.call import Call, Owed
-from gateway.simulator.connection import Hangup, Scope, Send, cut, respond
+from gateway.simulator.connection import PAUSE_SECONDS_MAX, Hangup, Scope, Send, cut, respond
 from gateway.simulator.faults import Fault
 from gateway.simulator.rules import Refusal
 from gateway.simulator.settings import Settings
@@ -196,12 +196,26 @@ def _items(reply: Reply, call: Call, owed: Owed, report: wire.Report, model: str
 async def _act(reply: Reply, call: Call, act: stream.Act) -> bool:
     """Stalls or cuts; False when the stream ends here."""
     if act.kind == "stall":
-        if await reply.hangup.pause(act.seconds):
+        if await _stall(reply, act):
             return True
         call.ended = "aborted"
         return False
     await cut(reply.scope, reset=act.kind == "reset")
     return False
+
+
+async def _stall(reply: Reply, act: stream.Act) -> bool:
+    """Silence, or nothing but comments; False when the client leaves during it."""
+    if act.comment_ms is None:
+        return await reply.hangup.pause(act.seconds)
+    step = act.comment_ms / 1000
+    left = PAUSE_SECONDS_MAX if act.seconds is None else act.seconds
+    while left > 0:
+        await reply.send({"type": "http.response.body", "body": stream.KEEPALIVE, "more_body": True})
+        if not await reply.hangup.pause(min(step, left)):
+            return False
+        left -= step
+    return True
 
 
 class _Batch:

@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
@@ -114,21 +114,26 @@ async def running(simulators: Sequence[Simulator], port_base: int = 0) -> AsyncI
             await server.stop()
 
 
-def serve(port_base: int = PORT_BASE, seed: int = 0, **settings: Any) -> None:
+Ready = Callable[[dict[str, str]], None]
+
+
+def serve(port_base: int = PORT_BASE, seed: int = 0, *, on_ready: Ready | None = None, **settings: Any) -> None:
     """Serves Moonshot, CometAPI and EvoLink on three ports from ``port_base`` until SIGINT or SIGTERM.
 
-    ``settings`` are fields of :class:`Settings`, for all three.
+    ``on_ready`` is told the addresses by provider; ``settings`` are fields of :class:`Settings`, for all three.
     """
     with asyncio.Runner(loop_factory=_fast_loop()) as runner:
-        runner.run(_serve(port_base, Settings(seed=seed, **settings)))
+        runner.run(_serve(port_base, Settings(seed=seed, **settings), on_ready))
 
 
-async def _serve(port_base: int, settings: Settings) -> None:
+async def _serve(port_base: int, settings: Settings, on_ready: Ready | None) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    async with running([Simulator(provider, settings) for provider in PROVIDERS], port_base):
+    async with running([Simulator(provider, settings) for provider in PROVIDERS], port_base) as addresses:
+        if on_ready is not None:
+            on_ready(addresses)
         await stop.wait()
 
 

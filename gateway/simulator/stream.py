@@ -16,10 +16,14 @@ KEEPALIVE: Final = b": keep-alive\n\n"
 
 
 class Act(msgspec.Struct, frozen=True, gc=False):
-    """What happens between two events. ``stall`` None lasts until the client leaves."""
+    """What happens between two events. A ``stall`` without ``seconds`` lasts until the client leaves.
+
+    With ``comment_ms`` a comment breaks its silence that often.
+    """
 
     kind: Literal["stall", "reset", "close"]
     seconds: float | None = None
+    comment_ms: float | None = None
 
 
 Item = Event | Act
@@ -34,6 +38,8 @@ def bend(events: Iterator[Event], struck: Struck, *, failure: bytes) -> Iterator
         items = _insert(items, fault.after_chunks, Event(MALFORMED), ends=False)
     if fault := struck.get("stall_mid_stream"):
         items = _insert(items, fault.after_chunks, Act("stall", fault.seconds), ends=False)
+    if fault := struck.get("comments_mid_stream"):
+        items = _insert(items, fault.after_chunks, Act("stall", fault.seconds, fault.ms), ends=False)
     if fault := struck.get("error_event"):
         items = _insert(items, fault.after_chunks, Event(failure), ends=True)
     if fault := struck.get("cut_stream"):
@@ -44,8 +50,9 @@ def bend(events: Iterator[Event], struck: Struck, *, failure: bytes) -> Iterator
         items = _insert(items, fault.after_chunks, Act("reset"), ends=True)
     if "keepalive_comments" in struck:
         items = _commented(items)
-    if "crlf" in struck:
-        items = _with_crlf(items)
+    for kind, (old, new) in _REWRITES.items():
+        if kind in struck:
+            items = _rewritten(items, old, new)
     return iter(items)
 
 
@@ -76,10 +83,17 @@ def _commented(items: Iterable[Item]) -> Iterator[Item]:
         yield item
 
 
-def _with_crlf(items: Iterable[Item]) -> Iterator[Item]:
+_REWRITES: Final = {
+    "no_tool_index": (re.compile(rb'("tool_calls":\[\{)"index":\d+,'), rb"\1"),
+    "no_space": (re.compile(rb"^data: "), b"data:"),
+    "crlf": (re.compile(rb"\n"), b"\r\n"),
+}
+
+
+def _rewritten(items: Iterable[Item], old: re.Pattern[bytes], new: bytes) -> Iterator[Item]:
     for item in items:
         if isinstance(item, Event):
-            yield Event(item.data.replace(b"\n", b"\r\n"), item.output_tokens, item.reasoning_tokens)
+            yield Event(old.sub(new, item.data), item.output_tokens, item.reasoning_tokens)
         else:
             yield item
 

@@ -7,11 +7,12 @@ nested spelling alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
 
+from gateway.simulator.bill import Price
 from gateway.simulator.faults import Struck
 from gateway.simulator.model import Choice, ToolCall
 from gateway.simulator.rules import Refusal
@@ -417,6 +418,23 @@ def models(provider: str, cards: list[tuple[str, int]]) -> dict[str, Any]:
             row["supports_image_in"] = row["supports_video_in"] = row["id"].startswith(("kimi-k2.", "kimi-k3"))
             row["supports_reasoning"] = True
     return {"object": "list", "data": rows}
+
+
+def catalog(prices: Mapping[str, Price]) -> dict[str, Any]:
+    """CometAPI's public catalog: list prices of which it charges ``ratio``."""
+    return {
+        "success": True,
+        "data": [
+            {
+                "id": name,
+                "code": name,
+                "name": name,
+                "model_type": "text",
+                "pricing": {"input": price.input / 1e6 / 0.8, "output": price.output / 1e6 / 0.8, "ratio": 0.8},
+            }
+            for name, price in prices.items()
+        ],
+    }
 
 
 def balance(provider: str, *, account: str, left_pico: int, spent_pico: int, requests: int) -> dict[str, Any]:

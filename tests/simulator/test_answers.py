@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.simulator import Settings, Simulator, count_text
@@ -35,6 +35,7 @@ def made(body: dict[str, Any], *, limit: int = 30_000, thinks: bool = True, seed
     return answer(body, serialize(body), seed=seed, limit=limit, thinks=thinks, struck=None)
 
 
+@settings(deadline=None)
 @given(out=st.integers(0, 6_000), share=st.floats(0, 1), limit=st.integers(1, 6_000))
 def test_a_marker_gives_the_exact_length(out: int, share: float, limit: int):
     """The tokens told are the tokens asked for, cut by the limit, and the text has exactly as many."""
@@ -48,6 +49,7 @@ def test_a_marker_gives_the_exact_length(out: int, share: float, limit: int):
     assert choice.reasoning.tokens + count_text(choice.content.string()) == choice.completion_tokens
 
 
+@settings(deadline=None)
 @given(tokens=st.integers(0, 9_000), size=st.integers(1, 50))
 def test_pieces_join_to_the_text(tokens: int, size: int):
     """However a text is cut, its pieces carry all of it and all of its tokens."""
@@ -150,6 +152,7 @@ def test_a_call_that_does_not_fit_is_lost_to_the_limit(direct, ask):
     assert simulator.bill.lines[0].output_tokens == 9
 
 
+@settings(deadline=None)
 @given(out=st.integers(0, 200))
 def test_an_exact_length_holds_for_calls_and_json(out: int):
     """What must be whole sets the least length; above it the marker is exact."""

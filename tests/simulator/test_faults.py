@@ -220,6 +220,15 @@ def test_stalls_and_slow_chunks_take_virtual_time(direct, ask):
     assert direct.time.slept == [7, 9] + [0.25] * 6
 
 
+def test_comments_break_a_silence_without_being_progress(direct, ask):
+    """Comments keep coming, chunks do not, for the time that was set."""
+    simulator = struck(direct, "comments_mid_stream", seconds=1, ms=300, after_chunks=2)
+    reply = direct.ask(simulator, ask("[[out=3]]", stream=True))
+    assert reply.body.split(b"\n\n")[2:6] == [b": keep-alive"] * 4
+    assert sum(direct.time.slept) == pytest.approx(1)
+    assert reply.events[-1] == "[DONE]"
+
+
 @pytest.mark.parametrize(("kind", "leave", "output"), [("stall_before_first_byte", 0, 0), ("stall_mid_stream", 1, 4)])
 def test_a_stall_without_end_lasts_until_the_client_leaves(direct, ask, kind, leave, output):
     """The hang-up ends the wait at once, and the answer is billed as left."""
@@ -253,6 +262,7 @@ def test_forms_of_a_stream(direct, ask):
     with pytest.raises(ValueError, match="Expecting"):
         json.loads(broken[2][6:])
     assert body("crlf") == whole.replace(b"\n", b"\r\n")
+    assert body("no_space") == whole.replace(b"data: ", b"data:")
     assert body("keepalive_comments").count(b": keep-alive\n\n") == len(events) - 1
     assert json.loads(body("json_for_stream"))["object"] == "chat.completion"
 
@@ -372,6 +382,15 @@ def test_content_faults(direct, ask, form):
     message, finish, _ = answer("special_tokens")
     assert finish == "stop"
     assert "<|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>{" in message["content"]
+
+
+def test_tool_call_pieces_can_come_without_their_index(direct, ask):
+    """Only the order says which call a piece belongs to."""
+    reply = direct.ask(struck(direct, "no_tool_index"), ask(tools=[TOOL], stream=True))
+    pieces = [piece for choice in reply.choices for piece in choice["delta"].get("tool_calls", [])]
+    assert len(pieces) > 2
+    assert not any("index" in piece for piece in pieces)
+    assert all(choice["index"] == 0 for choice in reply.choices)
 
 
 @pytest.mark.parametrize("mode", ["truncated", "schema"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -140,11 +139,14 @@ def test_a_port_in_use_is_an_error_that_leaves_nothing_behind():
 
 def test_serve_runs_until_it_is_told_to_stop():
     """The blocking form listens on three ports in a row and ends with SIGTERM in good order."""
-    code = "import sys; from gateway.simulator import serve; serve(int(sys.argv[1]), seed=3, chunk_ms=1)"
+    code = (
+        "import sys; from gateway.simulator import serve; "
+        "serve(int(sys.argv[1]), seed=3, chunk_ms=1, on_ready=lambda addresses: print(*addresses, flush=True))"
+    )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         base = min(probe.getsockname()[1], 65_000)
-    process = subprocess.Popen([sys.executable, "-c", code, str(base)], stderr=subprocess.PIPE, env=os.environ.copy())
+    process = subprocess.Popen([sys.executable, "-c", code, str(base)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     async def providers() -> list[str]:
         async with aiohttp.ClientSession() as session:
@@ -163,5 +165,5 @@ def test_serve_runs_until_it_is_told_to_stop():
         assert asyncio.run(asyncio.wait_for(providers(), 20)) == list(PROVIDERS)
     finally:
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=20)
-    assert (process.returncode, errors) == (0, b"")
+        told, errors = process.communicate(timeout=20)
+    assert (process.returncode, told.split(), errors) == (0, [name.encode() for name in PROVIDERS], b"")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.simulator import Settings, count_text, count_tokens, filler
@@ -39,6 +39,7 @@ def test_tools_count_before_the_messages():
     assert count_tokens({"messages": [], "tools": tools, "temperature": 1}) == 4 + 12
 
 
+@settings(deadline=None)
 @given(tokens=st.integers(0, 10_000), seed=st.integers(0, 2**48))
 def test_filler_has_exactly_the_tokens_asked_for(tokens: int, seed: int):
     """A driver gets text of an exact size, and a prompt that is its sum."""

@@ -122,6 +122,18 @@ def test_models_balance_and_health_of_each_provider(over_http, ask, provider):
     over_http(simulator, scenario)
 
 
+def test_cometapi_publishes_its_catalog(over_http):
+    """Without a key; list price times ratio is what the bill says."""
+    from gateway.simulator import PRICES, Simulator
+
+    async def scenario(http: Any) -> None:
+        rows = {row["code"]: row["pricing"] for row in (await http.get("/api/models", key="nobody")).json["data"]}
+        for model, price in PRICES["cometapi"].items():
+            assert rows[model]["input"] * rows[model]["ratio"] * 1e6 == pytest.approx(price.input)
+
+    over_http(Simulator("cometapi"), scenario)
+
+
 def test_the_token_estimate_leaves_tools_out(over_http, ask):
     """Moonshot's free count looks at the messages alone."""
     from gateway.simulator import Simulator
