@@ -35,9 +35,7 @@ def count(reports: UsageReports) -> Usage | None:
     figures = _figures(reports.top_level)
     if figures is None or not _is_believable(figures, reports):
         figures = _combined(reports)
-    if figures is None or not _is_believable(figures, reports):
-        return None
-    return _usage(figures)
+    return None if figures is None else _usage(figures)
 
 
 def _is_believable(figures: _Figures, reports: UsageReports) -> bool:
@@ -67,8 +65,10 @@ def _combined(reports: UsageReports) -> _Figures | None:
     Choices that disagree on the prompt leave the largest, on the cached part the smallest, on the written part the
     largest: each errs towards charging, never below the bill. A choice that told nothing usable makes the sum unknown.
     """
-    told = [figures for figures in map(_figures, reports.by_choice.values()) if figures is not None]
-    if not told or len(told) < max(len(reports.by_choice), reports.choices_seen):
+    choices = map(_figures, reports.by_choice.values())
+    told = [figures for figures in choices if figures is not None and _is_believable(figures, reports)]
+    completion = sum(figures.completion for figures in told)
+    if not told or len(told) < max(len(reports.by_choice), reports.choices_seen) or not is_token_count(completion):
         return None
     cached = [figures.cached for figures in told if figures.cached is not None]
     reasoning = [figures.reasoning for figures in told if figures.reasoning is not None]
@@ -79,7 +79,7 @@ def _combined(reports: UsageReports) -> _Figures | None:
         flags["cached_conflict"] = None
     return _Figures(
         prompt=max(figures.prompt for figures in told),
-        completion=sum(figures.completion for figures in told),
+        completion=completion,
         cached=min(cached) if cached else None,
         cache_write=max(figures.cache_write for figures in told),
         reasoning=sum(reasoning) if len(reasoning) == len(told) else None,

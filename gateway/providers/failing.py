@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from gateway.core.failure import Failure, FailureClass
-from gateway.providers.reading import decode_object
+from gateway.providers.reading import decode_object, fit
 
 MESSAGE_CHARACTERS_MAX: Final = 2_000
 RETRY_AFTER_SECONDS_MAX: Final = 86_400.0
@@ -145,7 +145,6 @@ _WAIT: Final = re.compile(
     r"(?:(?P<seconds>\d{1,6}(?:\.\d{1,6})?)\ ?(?P<unit>ms|s(?:ec(?:ond)?s?)?)(?![a-z]))?",
     re.IGNORECASE | re.VERBOSE,
 )
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _KEY: Final = re.compile(r"\bsk-[\w*-]{6,}")
 _TITLE: Final = re.compile(r"<title[^>]*>([^<]{1,200})", re.IGNORECASE)
 _DECIMAL: Final = re.compile(r"\d{1,9}(?:\.\d{1,9})?")
@@ -285,8 +284,7 @@ def _word(value: object) -> str:
 
 
 def _clean(text: str) -> str:
-    text = _KEY.sub("sk-…", _CONTROL.sub(" ", text[: 4 * MESSAGE_CHARACTERS_MAX])).strip()
-    return text[:MESSAGE_CHARACTERS_MAX]
+    return _KEY.sub("sk-…", fit(text, 4 * MESSAGE_CHARACTERS_MAX)).strip()[:MESSAGE_CHARACTERS_MAX]
 
 
 def _name_of(told: _Told) -> str | None:

@@ -30,6 +30,9 @@ _ERROR_CHARACTERS_MAX: Final = 2_000
 _MEMBERS_MAX: Final = 64
 _DEPTH_MAX: Final = 2
 
+# Neither a log line, nor UTF-8 (surrogates), nor a database's text (NUL) takes all that a JSON string may hold.
+_UNFIT: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+
 _THINK: Final = "<think>"
 _LEAK_CHARACTERS_MAX: Final = 40
 _LEAK: Final = re.compile(r"<\|(?:tool_calls_section_(?:begin|end)|tool_call_(?:begin|argument_begin|end)|im_end)\|>")
@@ -184,7 +187,7 @@ class AnswerReader:
 
     def _take(self, chunk: _Chunk, data: bytes) -> EventKind:
         if self.served_model is None and chunk.model:
-            self.served_model = chunk.model[:_NAME_CHARACTERS_MAX]
+            self.served_model = fit(chunk.model, _NAME_CHARACTERS_MAX)
         if self.upstream_id is None:
             self._take_head(chunk)
         if chunk.usage is not None:
@@ -202,7 +205,7 @@ class AnswerReader:
 
     def _take_head(self, chunk: _Chunk) -> None:
         if chunk.id:
-            self.upstream_id = chunk.id[:_NAME_CHARACTERS_MAX]
+            self.upstream_id = fit(chunk.id, _NAME_CHARACTERS_MAX)
         if self.created is None and chunk.created is not None and 0 <= chunk.created < 2**63:
             self.created = chunk.created
 
@@ -226,7 +229,7 @@ class AnswerReader:
                 return False
             self._choices.add(index)
         if choice.finish_reason:
-            self.finish_reasons[index] = choice.finish_reason[:_NAME_CHARACTERS_MAX]
+            self.finish_reasons[index] = fit(choice.finish_reason, _NAME_CHARACTERS_MAX)
         if choice.usage is not None:
             usage = _richer(self._by_choice.get(index), choice.usage)
             if usage is not None:
@@ -271,6 +274,11 @@ class AnswerReader:
             self._leaked = True
         start = text.rfind("<")
         self._tail = text[start:] if start >= 0 and len(text) - start < _LEAK_CHARACTERS_MAX else ""
+
+
+def fit(text: str, characters_max: int) -> str:
+    """A provider's word as it may be logged and kept: on one line, encodable, no longer than that."""
+    return _UNFIT.sub(" ", text[:characters_max])
 
 
 def decode_object(data: bytes) -> dict[str, Any] | None:
@@ -341,8 +349,15 @@ def _function_of(function: object) -> _Function | None:
         return None
     arguments = function.get("arguments")
     if isinstance(arguments, (dict, list)):  # some hosts send arguments as JSON, not as a string of it
-        arguments = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
+        arguments = _written(arguments)
     return _Function(name=_text_or_none(function.get("name")), arguments=_text_or_none(arguments))
+
+
+def _written(value: object) -> str | None:
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    except RecursionError:
+        return None
 
 
 def _text_or_none(value: object) -> str | None:
@@ -360,12 +375,12 @@ def _size(text: str | None) -> int:
 def _bounded(value: object, characters_max: int, depth: int = 0) -> object:
     """The same value, cut to a size that may be kept for as long as the answer lasts."""
     if isinstance(value, str):
-        return value[:characters_max]
+        return fit(value, characters_max)
     if isinstance(value, dict):
         if depth == _DEPTH_MAX:
             return None
         members = list(value.items())[:_MEMBERS_MAX]
-        return {key[:characters_max]: _bounded(member, characters_max, depth + 1) for key, member in members}
+        return {fit(key, characters_max): _bounded(member, characters_max, depth + 1) for key, member in members}
     return None if isinstance(value, list) else value
 
 

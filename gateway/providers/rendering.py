@@ -71,8 +71,8 @@ _SAYS_NOTHING: Final[Mapping[str, frozenset[bytes]]] = MappingProxyType(
 )
 """Values that ask for what happens anyway."""
 
-_UNANNOUNCED: Final = frozenset({"prompt_cache_key", "prompt_cache_options", "safety_identifier"})
-"""Members whose absence does not change the answer."""
+_UNANNOUNCED: Final = frozenset({"prompt_cache_key", "safety_identifier"})
+"""Members whose absence changes neither the answer nor its price for the caller."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
