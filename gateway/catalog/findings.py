@@ -43,8 +43,10 @@ def quoted(text: str) -> str:
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that was probably meant."""
-    return next(iter(difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)), None)
+    """The known word that was probably meant: one that is spelled much the same, or begins with it."""
+    words = sorted(known)
+    longer = [each for each in words if len(word) > 2 and each.startswith(word)]
+    return next(iter(difflib.get_close_matches(word, words, n=1, cutoff=0.6) + longer), None)
 
 
 def did_you_mean(word: str, known: Iterable[str], *, otherwise: str) -> str:

@@ -46,9 +46,9 @@ def _row(table: Table) -> PriceRow:
     checked_at = table.day("checked_at")
     confirmed = table.flag("confirmed")
     table.close()
-    _check_amounts(table, miss, hit, output, confirmed=confirmed)
     price = None
-    if provider and model and effective_from is not None and miss is not None and output is not None:
+    are_likely = _check_amounts(table, miss, hit, output, confirmed=confirmed)
+    if provider and model and effective_from and miss is not None and output is not None and are_likely:
         price = Price(
             provider=provider,
             model=model,
@@ -80,14 +80,18 @@ def _cache_write(table: Table) -> Mapping[str, UnitPrice] | None:
 
 def _check_amounts(
     table: Table, miss: UnitPrice | None, hit: UnitPrice | None, output: UnitPrice | None, *, confirmed: bool
-) -> None:
-    if miss is not None and hit is not None and hit >= miss:
+) -> bool:
+    """Whether the amounts of one row can stand beside each other."""
+    hit_is_dearer = miss is not None and hit is not None and hit >= miss
+    output_is_cheaper = miss is not None and output is not None and output < miss and not confirmed
+    if hit_is_dearer:
         message = f"cached_input {hit} is not below input {miss}; a cache hit is never dearer than a miss."
         mend = "Swap the two if they are in each other's place, or remove cached_input if hits have no discount."
         table.error("cached_input", message, mend)
-    if miss is not None and output is not None and output < miss and not confirmed:
+    if output_is_cheaper:
         message = f"output {output} is below input {miss}, which is rare."
         table.error("output", message, "Swap the two, or add confirmed = true if the source really says so.")
+    return not hit_is_dearer and not output_is_cheaper
 
 
 def _check_overlaps(rows: Iterable[PriceRow]) -> None:

@@ -120,14 +120,13 @@ def _timeouts(provider: Table) -> Timeouts:
 
 def _accounts(provider: str, table: Table, found: Providers, *, needs_key: bool) -> tuple[Account, ...]:
     accounts: dict[str, Account] = {}
-    items = table.items("accounts")
-    for item in items:
+    for item in table.items("accounts"):
         account = _account(provider, item, found, needs_key=needs_key)
         if account.name in accounts:
             message = f"{provider} has two accounts named {quoted(account.name)}."
             item.error("name", message, "Give each account its own name.")
         accounts[account.name] = account
-    if not items:
+    if table.is_empty("accounts"):
         mend = f'Add [[providers.{provider}.accounts]] with name = "main" and an api_key.'
         table.warn(None, f"{provider} has no account: it loads, and is not routable.", mend)
     return tuple(accounts.values())
@@ -140,9 +139,6 @@ def _account(provider: str, item: Table, found: Providers, *, needs_key: bool) -
     reference = item.credential("api_key")
     if reference is not None:
         found.credentials[(provider, name)] = SecretRef(**reference)
-    elif needs_key and not item.has("api_key"):
-        mend = 'Add api_key = { env = "NAME_OF_A_VARIABLE" }.'
-        item.warn(None, f"Account {quoted(name)} of {provider} has no api_key: no Authorization is sent.", mend)
     account = Account(
         provider=provider,
         name=name,
@@ -150,7 +146,9 @@ def _account(provider: str, item: Table, found: Providers, *, needs_key: bool) -
         tpm=item.count("tpm", like="3_000_000"),
         concurrency=item.count("concurrency", like="100"),
     )
-    item.close()
+    if item.close() and needs_key and not item.has("api_key"):
+        mend = 'Add api_key = { env = "NAME_OF_A_VARIABLE" }.'
+        item.warn(None, f"Account {quoted(name)} of {provider} has no api_key: no Authorization is sent.", mend)
     return account
 
 

@@ -37,6 +37,8 @@ _MEANT: Final = {
     "hit": "cached_input",
     "miss": "input",
     "valid_from": "effective_from",
+    "requests_per_minute": "rpm",
+    "tokens_per_minute": "tpm",
 }
 """What other tools call our keys, where spelling alone would not lead there."""
 
@@ -110,6 +112,10 @@ class Table:
 
     def has(self, key: str) -> bool:
         return key in self._values
+
+    def is_empty(self, key: str) -> bool:
+        """Whether there is nothing at all under a key."""
+        return not self._values.get(key)
 
     def written(self) -> tuple[str, ...]:
         """Every key that stands in the table."""
@@ -262,13 +268,13 @@ class Table:
                 self.error(key, f"{key} is neither an environment variable nor a file, or it is both.", mend)
         return None
 
-    def close(self) -> None:
-        """Notes every key that nobody asked for."""
-        for key in self._values:
-            if key in self._asked:
-                continue
+    def close(self) -> bool:
+        """Notes every key that nobody asked for; whether there were none."""
+        unknown = [key for key in self._values if key not in self._asked]
+        for key in unknown:
             where = f"in [{self.name}]" if self.path else "at the top of this file"
             self.error(key, f"{quoted(key)} is not a key {where}.", self._mend_unknown(key))
+        return not unknown
 
     def _mend_unknown(self, key: str) -> str:
         if _MEANT.get(key) in self._asked:
