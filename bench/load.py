@@ -137,12 +137,16 @@ async def connect(port: int) -> Connection:
     return protocol
 
 
-async def closed_loop(port: int, request: bytes, *, count: int, concurrency: int) -> Load:
-    """``count`` requests, ``concurrency`` at a time, each as soon as the one before it was answered."""
+async def closed_loop(port: int, request: bytes, *, count: int, concurrency: int, stagger_seconds: float = 0.0) -> Load:
+    """``count`` requests, ``concurrency`` at a time, each as soon as the one before it was answered.
+
+    ``stagger_seconds``: the first ones begin so far apart in all, so that paced streams do not tick together.
+    """
     load, left = Load(), count
 
-    async def worker() -> None:
+    async def worker(number: int) -> None:
         nonlocal left
+        await asyncio.sleep(stagger_seconds * number / concurrency)
         connection = await connect(port)
         while left > 0:
             left -= 1
@@ -151,7 +155,7 @@ async def closed_loop(port: int, request: bytes, *, count: int, concurrency: int
             await _ask(connection, request, load)
         connection.close()
 
-    await asyncio.gather(*(worker() for _ in range(min(concurrency, count))))
+    await asyncio.gather(*(worker(number) for number in range(min(concurrency, count))))
     return load
 
 

@@ -88,11 +88,11 @@ class Sizes:
 
 
 FULL: Final = Sizes(
-    rounds=3, requests=2_000, burst_streams=64, paced_streams=16, open_streams=1_000, large_requests=40,
+    rounds=3, requests=2_000, burst_streams=256, paced_streams=16, open_streams=1_000, large_requests=120,
     latency_requests=60,
 )  # fmt: skip
 QUICK: Final = Sizes(
-    rounds=1, requests=600, burst_streams=24, paced_streams=16, open_streams=300, large_requests=16,
+    rounds=1, requests=600, burst_streams=96, paced_streams=16, open_streams=300, large_requests=40,
     latency_requests=40,
 )  # fmt: skip
 
@@ -174,7 +174,7 @@ async def _burst(server: Server, sizes: Sizes) -> float:
 
 async def _paced(server: Server, sizes: Sizes) -> float:
     request, streams = post(server.port, _PACED, key=server.key), sizes.paced_streams
-    load = lambda: closed_loop(server.port, request, count=streams, concurrency=streams)  # noqa: E731
+    load = lambda: closed_loop(server.port, request, count=streams, concurrency=streams, stagger_seconds=0.005)  # noqa: E731
     return await _cpu(server, load, expected=streams) / (streams * DELTAS) * 1e6
 
 
