@@ -61,7 +61,8 @@ def open_body(body: bytes) -> Members:
     except msgspec.ValidationError:
         raise invalid(None, "The request body must be a JSON object.") from None
     except msgspec.DecodeError as error:
-        raise invalid(None, f"The request body is not valid JSON: {error}.") from None
+        what = str(error).removeprefix("JSON is malformed: ")
+        raise invalid(None, f"The request body is not valid JSON: {what}.") from None
 
 
 def nested_too_deep() -> Exception:

@@ -28,7 +28,7 @@ from gateway.surfaces.bodies import (
 )
 from gateway.surfaces.chat_answers import render_answer, render_closing_chunk, render_usage
 from gateway.surfaces.conversation import read_conversation
-from gateway.surfaces.errors import HEARTBEAT, invalid, refusal_of, render_error, render_stream_error, shown
+from gateway.surfaces.errors import HEARTBEAT, bounded, invalid, refusal_of, render_error, render_stream_error, shown
 from gateway.surfaces.extensions import take_extensions
 from gateway.surfaces.fitness import check, output_limit_for
 from gateway.surfaces.listing import render_model, render_models, render_route
@@ -113,7 +113,7 @@ def parse(body: bytes, *, headers: Mapping[str, str]) -> InferenceRequest:
         tags=extensions.tags,
         conversation=extensions.conversation,
         cache_ttl=extensions.cache_ttl,
-        warnings=(*extensions.warnings, *tools.warnings),
+        warnings=bounded((*extensions.warnings, *tools.warnings)),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -19,6 +20,7 @@ HEARTBEAT: Final = b": keep-alive\n\n"
 
 MESSAGE_CHARACTERS_MAX: Final = 2_000
 SHOWN_CHARACTERS_MAX: Final = 64
+WARNINGS_MAX: Final = 16
 
 _TYPES: Final = {
     401: "authentication_error",
@@ -44,6 +46,13 @@ def invalid(param: str | None, message: str) -> RefusedError:
 def shown(text: str) -> str:
     """What a client wrote, quoted for a message or a header: ASCII, one line, shortened."""
     return json.dumps(text if len(text) <= SHOWN_CHARACTERS_MAX else f"{text[:SHOWN_CHARACTERS_MAX]}…")
+
+
+def bounded(warnings: Sequence[str]) -> tuple[str, ...]:
+    """The first few warnings and how many more there were: they travel in one header."""
+    if len(warnings) <= WARNINGS_MAX:
+        return tuple(warnings)
+    return (*warnings[:WARNINGS_MAX], f"and {len(warnings) - WARNINGS_MAX} more warnings")
 
 
 def error_type(status: int) -> str:

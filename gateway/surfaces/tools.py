@@ -198,7 +198,8 @@ def _converted(tools: Tools, tool: Members, path: str, index: int) -> Raw:
     tools.warnings.append(f"tool {name} was converted from {form} to the OpenAI form")
     dropped = sorted(set(tool) - set(_FLAT_MEMBERS) - {"type"})
     if dropped:
-        tools.warnings.append(f"tool {name}: {', '.join(shown(each) for each in dropped)} was dropped")
+        more = f" and {len(dropped) - 1} more" if len(dropped) > 1 else ""
+        tools.warnings.append(f"tool {name}: {shown(dropped[0])}{more} was dropped")
     return Raw(msgspec.json.encode({"type": _FUNCTION, "function": function}))
 
 

@@ -102,8 +102,8 @@ def test_an_estimate_is_trusted_to_five_percent() -> None:
 
 def test_without_an_output_limit_the_input_alone_must_fit() -> None:
     """With room for one token."""
-    assert passes(K2, estimate=270_000)
-    assert refused(K2, estimate=280_000).code is RefusalCode.CONTEXT_LENGTH_EXCEEDED
+    assert passes(K2, estimate=275_941)
+    assert refused(K2, estimate=275_942).code is RefusalCode.CONTEXT_LENGTH_EXCEEDED
 
 
 @pytest.mark.parametrize(

@@ -309,6 +309,12 @@ def test_input_is_measured_in_the_bytes_of_its_text() -> None:
     assert raw == escaped == len(text.encode()) + len('[{"role": "user", "content": ""}]')
 
 
+def test_a_backslash_before_a_u_is_no_escape() -> None:
+    """A path of Windows is six bytes long here, and stays so beside a real escape."""
+    plain, with_path = (parsed(messages=[{"role": "user", "content": text}]).input_bytes for text in ("é", "é\\u0041"))
+    assert with_path - plain == len(r"\\u0041")
+
+
 def test_long_escaped_text_is_measured_by_a_sample() -> None:
     """Two megabytes of escapes count as the text they stand for, within one percent."""
     text = "天空是蓝色的" * 60_000

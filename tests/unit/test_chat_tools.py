@@ -68,6 +68,14 @@ def test_a_tool_without_a_type_gains_it() -> None:
     ]
 
 
+def test_warnings_fit_a_header() -> None:
+    """However many tools were converted, and whatever they carried."""
+    tools = [{"name": f"look_{i}", "input_schema": {}, **{f"x{j}": 1 for j in range(100)}} for i in range(128)]
+    warnings = parsed(tools=tools).warnings
+    assert warnings[-1] == "and 240 more warnings"
+    assert len("; ".join(warnings)) < 2_000
+
+
 @pytest.mark.parametrize(
     ("tools", "param"),
     [
