@@ -241,19 +241,26 @@ def _tool_calls(request: Mapping[str, Any], wish: Wish, digest: int) -> tuple[To
 
 
 def _call(tool: dict[str, Any], serial: int, digest: int) -> ToolCall:
-    schema = tool.get("parameters")
-    arguments = instance(schema, root=schema, digest=digest + serial) if isinstance(schema, dict) else {}
+    arguments = conforming(tool.get("parameters"), digest=digest + serial)
     return ToolCall(id=f"functions.{tool['name']}:{serial}", name=tool["name"], arguments=_encode(arguments).decode())
 
 
 def _json_content(response_format: object, digest: int) -> str | None:
     match response_format:
         case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
-            return _encode(instance(schema, root=schema, digest=digest)).decode()
+            return _encode(conforming(schema, digest=digest)).decode()
         case {"type": "json_object" | "json_schema"}:
             return _encode({"answer": f"simulated {digest:08x}"}).decode()
         case _:
             return None
+
+
+def conforming(schema: object, *, digest: int) -> Any:
+    """An instance of the schema; an empty object for what is no schema, which not every provider looks at."""
+    try:
+        return instance(schema, root=schema, digest=digest) if isinstance(schema, dict) else {}
+    except (TypeError, ValueError, LookupError, AttributeError):
+        return {}
 
 
 def instance(schema: Mapping[str, Any], *, root: Mapping[str, Any], digest: int, depth: int = 0) -> Any:

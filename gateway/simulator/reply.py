@@ -170,11 +170,13 @@ async def _send_stream(reply: Reply, call: Call, owed: Owed) -> None:
         if batch.size > bytes_max:
             hangup.watch()
             await batch.flush()
+            if batch.done:
+                continue
             if hangup.gone or (pace > 0 and not await hangup.pause(pace)):
                 call.ended = "aborted"
                 return
-    await batch.flush(last=True)
-    call.ended = "aborted" if hangup.gone else ("complete" if batch.finished else "broken")
+    lost = await batch.flush(last=True) and hangup.gone
+    call.ended = "aborted" if lost else ("complete" if batch.finished else "broken")
 
 
 def _items(reply: Reply, call: Call, owed: Owed, report: wire.Report, model: str) -> Iterator[stream.Item]:
@@ -221,7 +223,7 @@ async def _stall(reply: Reply, act: stream.Act) -> bool:
 class _Batch:
     """Events that go out in one write; what they carried counts as sent once they have."""
 
-    __slots__ = ("_call", "_data", "_output", "_reasoning", "_send", "_unfinished", "_usage", "size")
+    __slots__ = ("_call", "_data", "_output", "_reasoning", "_send", "_unfinished", "_usage", "done", "size")
 
     def __init__(self, call: Call, send: Send, *, choices: int) -> None:
         self._call = call
@@ -230,6 +232,7 @@ class _Batch:
         self._output = self._reasoning = 0
         self._unfinished = choices
         self._usage = False
+        self.done = False
         self.size = 0
 
     @property
@@ -249,9 +252,13 @@ class _Batch:
             self._usage = self._usage or b'"usage":{' in data
         elif b'"usage":{' in data:
             self._usage = True
+        elif b"[DONE]" in data:
+            self.done = True
 
-    async def flush(self, *, last: bool = False) -> None:
+    async def flush(self, *, last: bool = False) -> bool:
+        """Sends what was added; False when there was nothing to send but the end."""
         call, data = self._call, b"".join(self._data)
+        carried = bool(data)
         if (split := call.fault("split")) is not None:
             for piece in stream.pieces(data, split.mode):
                 await self._send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -265,3 +272,4 @@ class _Batch:
         self._data.clear()
         self.size = self._output = self._reasoning = 0
         self._usage = False
+        return carried

@@ -83,13 +83,15 @@ def check(provider: str, request: Mapping[str, Any], card: ModelCard, *, prompt_
 def _check_messages(messages: object, card: ModelCard, *, strict: bool) -> str | None:
     if not isinstance(messages, list) or not messages:
         return "Invalid request: messages must be a non-empty list"
-    called: set[object] = set()
+    called: set[str] = set()
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
             return f"Invalid request: message at position {index} is not an object"
         role = message.get("role")
         if role not in ("system", "user", "assistant", "tool"):
             return f"Invalid request: unknown role {role!r} at position {index}"
+        if not isinstance(message.get("tool_calls") or [], list):
+            return f"Invalid request: tool_calls at position {index} must be a list"
         if fault := _check_content(message, index, strict=strict):
             return fault
         if role == "assistant" and message.get("tool_calls"):
@@ -98,8 +100,8 @@ def _check_messages(messages: object, card: ModelCard, *, strict: bool) -> str |
                     "thinking is enabled but reasoning_content is missing in assistant tool call message "
                     f"at index {index}"
                 )
-            called |= {call.get("id") for call in message["tool_calls"] if isinstance(call, dict)}
-        if role == "tool" and message.get("tool_call_id") not in called:
+            called |= {str(call.get("id")) for call in message["tool_calls"] if isinstance(call, dict)}
+        if role == "tool" and str(message.get("tool_call_id")) not in called:
             return f"Invalid request: tool_call_id {message.get('tool_call_id') or ''} is not found"
     return None
 
@@ -225,7 +227,10 @@ def _schema_fault(schema: dict[str, Any], path: str) -> str | None:
         return f"At path '{path}': $ref must have no siblings"
     if "anyOf" in schema and "type" in schema:
         return f"At path '{path}': with anyOf, type must be in its branches"
-    for name, child in (schema.get("properties") or {}).items():
+    properties = schema.get("properties") or {}
+    if not isinstance(properties, dict):
+        return f"At path '{path}': properties must be an object"
+    for name, child in properties.items():
         place = f"{path}.{name}".lstrip(".")
         if not isinstance(child, dict) or not {"type", "$ref", "anyOf"} & child.keys():
             return f"At path '{place}': type is missing"

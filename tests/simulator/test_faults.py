@@ -217,7 +217,7 @@ def test_stalls_and_slow_chunks_take_virtual_time(direct, ask):
     direct.ask(struck(direct, "stall_before_first_byte", seconds=7), ask())
     direct.ask(struck(direct, "stall_mid_stream", seconds=9, after_chunks=2), ask(stream=True))
     direct.ask(struck(direct, "slow_chunks", ms=250), ask("[[out=3]]", stream=True))
-    assert direct.time.slept == [7, 9] + [0.25] * 6
+    assert direct.time.slept == [7, 9] + [0.25] * 5
 
 
 def test_comments_break_a_silence_without_being_progress(direct, ask):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from gateway.simulator import Settings, Simulator, filler
+from gateway.simulator import PROVIDERS, Settings, Simulator, filler
 
 TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}}
 
@@ -142,6 +144,48 @@ def test_an_empty_balance_refuses(direct, ask, provider, status, words):
     reply = direct.ask(simulator, ask())
     assert reply.status == status
     assert words in reply.json["error"]["message"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 300) | st.floats(allow_nan=False) | st.text(max_size=3)
+    | st.sampled_from(["user", "assistant", "tool", "object", "array", "string", "auto", "required", "#/$defs/a"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["type", "role", "content", "text", "function", "name", "parameters", "properties", "items",
+                         "anyOf", "enum", "$ref", "required", "minLength", "minItems", "minimum", "maximum", "id",
+                         "tool_calls", "json_schema", "schema", "arguments", "tool_call_id", "reasoning_content"]),
+        inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+FIELDS = st.sampled_from(
+    ["messages", "tools", "tool_choice", "response_format", "n", "temperature", "stop", "max_tokens", "thinking",
+     "stream", "stream_options", "prompt_cache_options", "model", "max_completion_tokens", "top_p"]
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    provider=st.sampled_from(PROVIDERS),
+    fields=st.dictionaries(FIELDS, JSON, max_size=3),
+    message=st.dictionaries(st.sampled_from(["role", "content", "tool_calls", "tools", "name"]), JSON, max_size=3),
+    schema=st.dictionaries(
+        st.sampled_from(["type", "properties", "anyOf", "enum", "$ref", "items", "required", "minItems"]),
+        JSON,
+        max_size=3,
+    ),
+)
+def test_any_json_gets_an_answer(provider, fields, message, schema):
+    """Whatever a client sends, it is answered or refused, and the two agree with the bill."""
+    from tests.simulator.conftest import Direct
+
+    direct = Direct()
+    tool = {"type": "function", "function": {"name": "abc", "parameters": {"type": "object", **schema}}}
+    shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    base = {"model": "kimi-k2-thinking", "messages": [USER | message]}
+    for extra in ({}, {"tools": [tool]}, {"response_format": shape}):
+        simulator = direct.simulator(provider)
+        reply = direct.ask(simulator, base | extra | fields)
+        assert reply.status in (200, 400, 404, 500, 503)
+        assert len(simulator.bill.lines) == (reply.status == 200)
 
 
 @pytest.mark.parametrize("provider", ["moonshot", "cometapi", "evolink"])

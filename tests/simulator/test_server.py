@@ -51,6 +51,24 @@ def test_a_client_that_leaves_is_noticed_at_once(over_http, ask, fault):
     over_http(simulator, scenario)
 
 
+def test_a_client_that_leaves_after_done_has_had_it_all(over_http, ask):
+    """Who hangs up on seeing [DONE] does not abort anything."""
+    simulator = Simulator("moonshot", Settings(chunk_ms=2))
+
+    async def scenario(http: Any) -> None:
+        url = http.address + "/v1/chat/completions"
+        request = ask("[[out=10]]", stream=True)
+        answer = await http.session.post(url, json=request, headers={"authorization": "Bearer sk-test"})
+        while b"[DONE]" not in await answer.content.readany():
+            pass
+        answer.close()
+        await until(lambda: simulator.bill.lines)
+        (line,) = simulator.bill.lines
+        assert (line.ended, line.told) == ("complete", "told")
+
+    over_http(simulator, scenario)
+
+
 def test_a_burst_stops_when_nobody_reads_on(over_http, ask):
     """A long burst waits for its reader, so that a client that leaves is billed for little more than it took."""
     simulator = Simulator("moonshot")
