@@ -17,7 +17,7 @@ from typing import Final
 import psutil
 
 LOOPBACK: Final = "127.0.0.1"
-STOP_SECONDS_MAX: Final = 20.0
+STOP_SECONDS_MAX: Final = 45.0  # a gateway may let open streams run on for half a minute
 LOG_TAIL_BYTES: Final = 2_000
 OPEN_FILES: Final = 16_384
 PORT_TRIES_MAX: Final = 100

@@ -99,7 +99,8 @@ LINE: dict[str, Any] = {
     "cost_pico": 65_310_000,
 }  # fmt: skip
 ROW: dict[str, Any] = {
-    "attempt_id": "a1", "request_id": "q1", "key_id": "k1", "key_name": "bench", "provider": "evolink", "model": "kimi",
+    "attempt_id": "a1", "request_id": "q1", "attempt": 2, "key_id": "k1", "key_name": "bench",
+    "provider": "evolink", "model": "kimi",
     "upstream_model": "kimi", "status": "succeeded", "error_type": None, "usage_source": "provider",
     "input_tokens": 100, "cached_tokens": 30, "cache_write_tokens": 0, "output_tokens": 10, "reasoning_tokens": 4,
     "input_cost": "0.00003892", "cached_cost": "0.00000417", "cache_write_cost": "0", "output_cost": "0.00002222",
@@ -107,7 +108,7 @@ ROW: dict[str, Any] = {
 }  # fmt: skip
 REFUSED_CALL: dict[str, Any] = {**CALL, "request_id": "r0", "attempt_id": "a0", "refused": "unavailable", "status": 503}
 REFUSED_ROW: dict[str, Any] = {
-    **ROW, "attempt_id": "a0", "status": "failed", "error_type": "transient", "usage_source": "none",
+    **ROW, "attempt_id": "a0", "attempt": 1, "status": "failed", "error_type": "transient", "usage_source": "none",
     "input_tokens": 0, "cached_tokens": None, "output_tokens": 0, "reasoning_tokens": None,
     "input_cost": "0", "cached_cost": "0", "output_cost": "0", "cost": "0",
 }  # fmt: skip
