@@ -144,6 +144,8 @@ COMETAPI = {
     "301 for a wrong path": (301, HTML, TRANSIENT),
     "404 HTML for a wrong path": (404, HTML, TRANSIENT),
     "403 HTML from a firewall": (403, HTML, TRANSIENT),
+    "403 HTML with words": (403, b"<html><title>please recharge your account</title></html>", TRANSIENT),
+    "307 with words": (307, new_api("insufficient_user_quota"), TRANSIENT),
 }
 
 EVOLINK = {

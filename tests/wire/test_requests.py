@@ -222,6 +222,7 @@ def test_legal_sampling_is_never_rewritten(name: str) -> None:
 
 
 DEVELOPER = '[{"role":"developer","content":"be  brief"},{"role": "user",  "content":"who is a \\"developer\\"?"}]'
+NAMED = '[{"role":"user","name":"developer","content":"hi"}]'
 
 
 @kimi
@@ -229,6 +230,7 @@ def test_a_developer_message_becomes_a_system_message(name: str) -> None:
     """Only that word changes: another message that merely mentions it keeps its bytes."""
     call, body = render(name, messages=DEVELOPER)
     assert body["messages"][0] == {"role": "system", "content": "be  brief"}
+    assert json.loads(NAMED) == render(name, messages=NAMED)[1]["messages"]
     assert b'{"role": "user",  "content":"who is a \\"developer\\"?"}' in call.body
 
 

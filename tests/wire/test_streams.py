@@ -114,6 +114,12 @@ def test_l7_the_relayed_bytes_are_the_received_ones(stream: bytes) -> None:
             EventKind.ERROR,
             id="error beside an empty choice",
         ),
+        pytest.param(
+            encoded({"error": {"code": 1}, "choices": [{"delta": {"content": "hello"}}]}),
+            EventKind.DELTA,
+            id="error beside a piece of the answer",
+        ),
+        pytest.param(encoded({"error": "", "choices": [{}]}), EventKind.DELTA, id="error empty"),
         pytest.param(encoded({"object": "error", "message": "x"}), EventKind.ERROR, id="error by its object"),
         pytest.param(encoded({"type": "error", "error": {}}), EventKind.ERROR, id="error by its type"),
         pytest.param(encoded({**HEAD, "error": None, "choices": [{}]}), EventKind.DELTA, id="error null"),
@@ -261,6 +267,13 @@ def test_an_error_after_the_answer_began_is_remembered() -> None:
     assert reader.error == {"message": "overloaded", "type": "server_error"}
     assert reader.content_bytes == 5
     assert not reader.complete
+
+
+def test_an_answer_that_ends_in_an_error_is_not_complete() -> None:
+    """Also where the error itself poses as a finish reason, or comes after a proper one."""
+    broken = sse({"error": {"code": 502}, "choices": [{"delta": {"content": ""}, "finish_reason": "error"}]})
+    assert not read(ANSWER, broken)[0].complete
+    assert not read(ANSWER, finish(), broken)[0].complete
 
 
 def test_an_error_with_usage_does_not_lose_the_usage() -> None:
