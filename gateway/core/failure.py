@@ -27,6 +27,7 @@ class FailureClass(StrEnum):
     MODEL_MISMATCH = "model_mismatch"  # another model answered than was asked for, and policy rejects that
     DEFECT = "defect"  # the gateway itself broke while the answer was under way
     SHUTDOWN = "shutdown"  # the gateway gave up because it is stopping
+    UNMETERED = "metering_unavailable"  # the intent did not reach the disk; nothing was sent, so nothing is owed
 
 
 MAY_BE_BILLED: Final = frozenset(
@@ -88,6 +89,6 @@ def advise(failure: Failure, *, bytes_relayed: int) -> Advice:
             | FailureClass.MODEL_MISMATCH
         ):
             return Advice.NEXT
-        case FailureClass.DEFECT | FailureClass.SHUTDOWN:
+        case FailureClass.DEFECT | FailureClass.SHUTDOWN | FailureClass.UNMETERED:
             return Advice.RETURN
     assert_never(failure.kind)

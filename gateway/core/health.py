@@ -22,6 +22,19 @@ PROBE_SECONDS: Final = 120
 """A probe that has not reported by then is taken for lost, and another may go."""
 
 
+BREAKAGE: Final = frozenset(
+    {
+        FailureClass.OVERLOADED,
+        FailureClass.TRANSIENT,
+        FailureClass.UNREACHABLE,
+        FailureClass.TIMED_OUT,
+        FailureClass.BROKEN,
+    }
+)
+"""What opens a circuit only when it repeats; every other kind is the provider's own word, believed at once."""
+DOUBLINGS_MAX: Final = 16
+
+
 class Subject(NamedTuple):
     """What is ill: an account (no model), a model at a provider (no account), or a circuit (both)."""
 
@@ -81,8 +94,8 @@ class Health:
         return self.out_until is not None and now < self.out_until
 
     def awaits_probe(self, now: datetime) -> bool:
-        """Its time out is over but nothing has proved it well."""
-        return self.out_until is not None and now >= self.out_until
+        """Its time out is over but nothing has proved it well. A rate limit needs no proof: its time was told."""
+        return self.out_until is not None and now >= self.out_until and self.kind is not FailureClass.RATE_LIMITED
 
     def probe_in_flight(self, now: datetime) -> bool:
         return self.probe_until is not None and now < self.probe_until
@@ -106,14 +119,22 @@ def subject_of(failure: Failure, *, provider: str, account: str, model: str) -> 
             | FailureClass.BROKEN
         ):
             return Subject(provider, account, model)
-        case FailureClass.CALLER_FAULT | FailureClass.CONTENT_FILTERED | FailureClass.DEFECT | FailureClass.SHUTDOWN:
+        case FailureClass.CALLER_FAULT | FailureClass.CONTENT_FILTERED:
+            return None
+        case FailureClass.DEFECT | FailureClass.SHUTDOWN | FailureClass.UNMETERED:
             return None
     assert_never(failure.kind)
 
 
 def after_success(health: Health, now: datetime) -> Health:
-    """An attempt worked: whatever was wrong is over; the window remembers that it happened."""
+    """An attempt worked: whatever was wrong is over; the window remembers that it happened.
+
+    Except for what the provider said of itself while this attempt was already under way: an answer that began before
+    a rate limit, or before a credential was refused, proves nothing about either.
+    """
     counted = _counted(health, now, failed=False)
+    if health.is_out(now) and health.kind not in BREAKAGE:
+        return replace(counted, consecutive_failures=0)
     return replace(counted, consecutive_failures=0, times_out=0, out_until=None, kind=None, probe_until=None)
 
 
@@ -124,15 +145,25 @@ def after_failure(health: Health, failure: Failure, now: datetime, *, jitter: fl
         _counted(health, now, failed=True), consecutive_failures=health.consecutive_failures + 1, probe_until=None
     )
     if health.is_out(now):
-        return replace(counted, out_until=health.out_until)
+        return _kept_out(counted, failure, now)
     if not _is_enough(counted, failure.kind, was_probe=health.out_until is not None):
         return counted
     bounds = OUT_FOR[failure.kind]
     told = failure.retry_after or 0.0
-    seconds = max(told, min(bounds.longest, bounds.first * 2**counted.times_out)) * (1 + jitter / 10)
+    doubled = bounds.first * 2 ** min(counted.times_out, DOUBLINGS_MAX)
+    seconds = max(told, min(bounds.longest, doubled)) * (1 + jitter / 10)
     return replace(
         counted, out_until=now + timedelta(seconds=seconds), times_out=counted.times_out + 1, kind=failure.kind
     )
+
+
+def _kept_out(health: Health, failure: Failure, now: datetime) -> Health:
+    """Another failure of one that is out already: it stays out for at least as long as this one says of itself."""
+    assert health.out_until is not None
+    if failure.kind in BREAKAGE:
+        return health
+    until = now + timedelta(seconds=max(failure.retry_after or 0.0, OUT_FOR[failure.kind].first))
+    return health if until <= health.out_until else replace(health, out_until=until, kind=failure.kind)
 
 
 def claim_probe(health: Health, now: datetime) -> Health:
@@ -147,15 +178,8 @@ def release_probe(health: Health) -> Health:
 
 def _is_enough(health: Health, kind: FailureClass, *, was_probe: bool) -> bool:
     """Whether this failure puts the subject out: its own words at once, mere breakage when it repeats."""
-    if was_probe:
+    if was_probe or kind not in BREAKAGE:
         return True
-    match kind:
-        case FailureClass.OVERLOADED | FailureClass.TRANSIENT | FailureClass.UNREACHABLE:
-            pass
-        case FailureClass.TIMED_OUT | FailureClass.BROKEN:
-            pass
-        case _:
-            return True
     if health.consecutive_failures >= CONSECUTIVE_FAILURES_MAX:
         return True
     enough_seen = health.window_attempts >= RATE_ATTEMPTS_MIN

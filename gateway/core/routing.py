@@ -27,6 +27,7 @@ class Pace:
     tokens_per_second: float
 
 
+NO_FALLBACKS: Final = "provider.allow_fallbacks is false"
 UNKNOWN_PACE: Final = Pace(first_chunk_seconds=0.0, tokens_per_second=float("inf"))
 
 
@@ -135,6 +136,8 @@ def _barred_by_preference(request: InferenceRequest, card: ProviderCard, price: 
         return (Exclusion.PREFERENCE, "not in provider.only")
     if name in wanted.ignore:
         return (Exclusion.PREFERENCE, "in provider.ignore")
+    if wanted.order and not wanted.allow_fallbacks and name not in {each.casefold() for each in wanted.order}:
+        return (Exclusion.PREFERENCE, NO_FALLBACKS)
     if price is not None and wanted.max_prompt is not None and price.input > wanted.max_prompt:
         return (Exclusion.PREFERENCE, f"input costs ${price.input} per 1M tokens, above provider.max_price.prompt")
     if price is not None and wanted.max_completion is not None and price.output > wanted.max_completion:
@@ -238,16 +241,14 @@ def _order_key(
 
 
 def _without_fallbacks(request: InferenceRequest, routable: list[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
-    """With ``allow_fallbacks: false`` only the providers in ``order`` (or the first choice) may be tried."""
-    wanted = request.preferences
-    if wanted.allow_fallbacks:
+    """With ``allow_fallbacks: false`` and no ``order`` only the first choice's provider may be tried."""
+    if request.preferences.allow_fallbacks or not routable:
         return routable, []
-    named = {name.casefold() for name in wanted.order} or {c.provider.casefold() for c in routable[:1]}
-    kept = [candidate for candidate in routable if candidate.provider.casefold() in named]
-    left = [candidate for candidate in routable if candidate.provider.casefold() not in named]
-    text = "provider.allow_fallbacks is false"
+    first = routable[0].provider
+    kept = [candidate for candidate in routable if candidate.provider == first]
+    left = [candidate for candidate in routable if candidate.provider != first]
     return kept, [
-        replace(candidate, excluded=text, exclusion=Exclusion.PREFERENCE, state=CandidateState.UNROUTABLE)
+        replace(candidate, excluded=NO_FALLBACKS, exclusion=Exclusion.PREFERENCE, state=CandidateState.UNROUTABLE)
         for candidate in left
     ]
 

@@ -6,6 +6,7 @@ The exchange runs in a task of its own that survives the client; the handler onl
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import Final
 
@@ -21,6 +22,8 @@ DISCARD_BYTES_MAX: Final = 4 * BODY_BYTES_MAX
 """A body too large is read and thrown away up to here, so that its sender gets to see the refusal."""
 BODY_SECONDS_MAX: Final = 60.0
 HEADER_BYTES_MAX: Final = 32 * 1024
+UNREAD_SECONDS_MAX: Final = 60.0
+"""A client that reads nothing for so long does not get the end of its answer."""
 
 
 def read_headers(scope: Scope) -> dict[str, str]:
@@ -115,7 +118,9 @@ class AsgiReply:
         if self._ended or not self.started:
             return  # a client that left before anything was said gets nothing
         self._ended = True
-        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(UNREAD_SECONDS_MAX):
+                await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
     def heartbeat(self) -> None:
         """A comment line, in its own task; a client that does not read gets no second one."""
@@ -182,11 +187,26 @@ async def _run(conductor: Conductor, exchange: Exchange, reply: AsgiReply, watch
 
 
 async def attend(receive: Receive, task: asyncio.Task[None], watch: Watch) -> None:
-    """Watches the connection until the exchange has ended; a hang-up is told to the exchange, nothing else."""
-    while not task.done():
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            break
+    """Watches the connection until the exchange has ended; a hang-up is told to the exchange, nothing else.
+
+    A client that neither reads nor leaves keeps ``receive`` waiting for ever: the end of the exchange ends that too.
+    """
+    patience = asyncio.timeout(None)
+    attending = True
+
+    def let_go(_: asyncio.Task[None]) -> None:
+        if attending:
+            patience.reschedule(0)
+
+    try:
+        async with patience:
+            task.add_done_callback(let_go)
+            while not task.done() and (await receive())["type"] != "http.disconnect":
+                pass
+    except TimeoutError:
+        assert task.done()
+    finally:
+        attending = False
     if not task.done():
         watch.hang_up()
     await asyncio.shield(task)

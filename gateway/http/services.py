@@ -35,6 +35,7 @@ class Services:
     metrics_type: str
     provider_states: Callable[[], list[dict[str, object]]]
     reload: Callable[[], Awaitable[dict[str, object]]]
+    flush: Callable[[float], Awaitable[bool]]
     exchanges: OpenExchanges = field(default_factory=OpenExchanges)
     stopping: bool = False
 

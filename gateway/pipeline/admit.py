@@ -55,7 +55,7 @@ def for_model(
     if deployments and not available:
         follower = successor(model, principal, catalogue)
         if follower is None:
-            raise retired_model(model, deployments)
+            raise retired_model(model, deployments, today=today)
         warned = replace(request, warnings=(*request.warnings, f"{model.name} is retired; {follower.name} answers"))
         return for_model(warned, follower, principal, catalogue, experience, today=today)
     input_tokens = experience.input_tokens(model.name, request.input_bytes)
@@ -81,8 +81,15 @@ def unknown_model(asked: str, catalogue: Catalogue) -> RefusedError:
     )
 
 
-def retired_model(model: Model, deployments: list[Deployment]) -> RefusedError:
-    """404 that names the date and the successor."""
+def retired_model(model: Model, deployments: list[Deployment], *, today: date) -> RefusedError:
+    """404 that names the date and the successor; or the first day of a model that is still to come."""
+    starts = [day for deployment in deployments if (day := deployment.available_from) is not None and day > today]
+    if starts:
+        return _refused(
+            RefusalCode.MODEL_NOT_FOUND,
+            f"The model {model.name} is not available here before {min(starts).isoformat()}.",
+            param="model",
+        )
     dates = [deployment.available_until or deployment.retirement_reported for deployment in deployments]
     known = [day for day in dates if day is not None]
     when = f" since {max(known).isoformat()}" if known else ""

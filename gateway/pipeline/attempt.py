@@ -6,6 +6,7 @@ passing. What must not leave before the settlement is durable is handed back as 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -48,7 +49,9 @@ class Sight:
 
     reader: AnswerReader = field(default_factory=AnswerReader)
     seen: Observation = field(default_factory=Observation)
+    choices_asked: int = 1
     sent: bool = False
+    streamed: bool = False
     relayed: int = 0
     held: bytes = b""
     closing: bytes | None = None
@@ -81,7 +84,7 @@ async def attempt(
     relay: Relay,
 ) -> Outcome:
     """Calls the upstream once. Every end is an outcome, a defect of ours included."""
-    sight = Sight()
+    sight = Sight(choices_asked=request.n)
     failure: Failure | None = None
     aborted = False
     answer: UpstreamAnswer | None = None
@@ -97,14 +100,14 @@ async def attempt(
             failure = interrupted.reason
     except UpstreamFailedError as broken:
         failure = broken.failure
-    except MeteringUnavailableError as unmetered:
-        failure = Failure(kind=FailureClass.SHUTDOWN, message=str(unmetered))
     except Exception as defect:  # noqa: BLE001 - an attempt that was sent must be settled, whatever broke
         needs.telemetry.defect(defect, request_id=this.request_id)
         failure = Failure(kind=FailureClass.DEFECT, message=type(defect).__name__)
     finally:
         if answer is not None:
             answer.release(reusable=failure is None and not aborted)
+    if failure is not None and _lacks_only_its_end(sight, failure):
+        failure = None
     aborted = aborted or (watch.client_gone and (failure is None or failure.kind is FailureClass.TIMED_OUT))
     return _outcome(needs, this, request, dialect, sight, failure, aborted=aborted)
 
@@ -125,18 +128,26 @@ async def _read_answer(
     upstream_id = next((headers[name] for name in dialect.request_id_headers if name in headers), None)
     sight.seen = Observation(http_status=answer.status, upstream_request_id=upstream_id)
     if answer.status != 200:
-        return dialect.classify_failure(answer.status, headers, await _read_whole(answer, ERROR_BYTES_MAX))
+        return dialect.classify_failure(
+            answer.status, headers, await _read_whole(answer, ERROR_BYTES_MAX, needs, watch, sight)
+        )
     streamed = request.stream and "json" not in headers.get("content-type", "")
     if not streamed:
-        body = await _read_whole(answer, ANSWER_BYTES_MAX)
-        return _take_whole(needs, this, card, dialect, body, sight, streamed=request.stream)
+        body = await _read_whole(answer, ANSWER_BYTES_MAX, needs, watch, sight)
+        return _take_whole(this, card, dialect, body, sight, streamed=request.stream)
+    sight.streamed = True
     return await _relay_stream(needs, this, card, dialect, watch, relay, answer, sight)
 
 
-async def _read_whole(answer: UpstreamAnswer, bytes_max: int) -> bytes:
+async def _read_whole(answer: UpstreamAnswer, bytes_max: int, needs: Attempting, watch: Watch, sight: Sight) -> bytes:
+    """The whole body; from its first byte on, silence counts as idle time."""
     parts: list[bytes] = []
     size = 0
     while chunk := await answer.read():
+        watch.last_read = needs.clock.monotonic()
+        if not parts and answer.status == 200:
+            sight.seen = replace(sight.seen, first_byte_at=needs.clock.now())
+            watch.progressed()
         size += len(chunk)
         if size > bytes_max:
             raise UpstreamFailedError(
@@ -147,7 +158,6 @@ async def _read_whole(answer: UpstreamAnswer, bytes_max: int) -> bytes:
 
 
 def _take_whole(
-    needs: Attempting,
     this: Attempt,
     card: ProviderCard,
     dialect: Dialect,
@@ -157,7 +167,6 @@ def _take_whole(
     streamed: bool,
 ) -> Failure | None:
     """A whole body at status 200: an answer, or an error that the provider did not give a status for."""
-    sight.seen = replace(sight.seen, first_byte_at=needs.clock.now())
     kind = sight.reader.feed_answer(body)
     if kind is EventKind.ERROR:
         return dialect.classify_failure(200, {}, body)
@@ -182,7 +191,6 @@ async def _relay_stream(
     """Passes events on as they come, all but the closing usage chunk and the end, which wait for the settlement."""
     scanner = SseScanner()
     reader = sight.reader
-    preamble = b""
     loop_time = needs.clock.monotonic
     sight.progress_at = loop_time()
     while not reader.done:
@@ -196,18 +204,20 @@ async def _relay_stream(
         else:
             now = loop_time()
             last = scanner.finish()
-            events = [last] if last is not None else []
+            events = [] if last is None else [_ended(last)]
         passing = [event.raw for event in events if _passes(needs, reader, watch, event, sight)]
         failure = _trouble(dialect, sight) or _mismatch(this, card, sight)
         if failure is not None and not sight.relayed:
             return failure
         if passing:
-            preamble += b"".join(passing)
-            if reader.has_content or sight.relayed or len(preamble) > PREAMBLE_BYTES_MAX:
-                sight.relayed += len(preamble)
-                watch.last_write = now
-                await relay(preamble)
-                preamble = b""
+            sight.held += b"".join(passing)
+            if reader.has_content or sight.relayed or len(sight.held) > PREAMBLE_BYTES_MAX:
+                ready, sight.held = sight.held, b""
+                sight.relayed += len(ready)
+                watch.last_write = watch.writing_since = now
+                await relay(ready)
+                watch.writing_since = None
+                watch.last_read = loop_time()  # a slow client's time is not the upstream's
         if failure is not None:
             return failure
         if now - sight.progress_at >= PROGRESS_SECONDS:
@@ -215,10 +225,26 @@ async def _relay_stream(
             _note_progress(needs, this, sight)
         if not chunk:
             break
-    sight.held = preamble
-    if reader.complete:
+    if reader.complete and (reader.done or _all_finished(sight)):
         return None
     return _broken("the upstream's stream ended before the answer did")
+
+
+def _ended(event: Event) -> Event:
+    """A stream's last event with the blank line it lacks, so that nothing runs into what we write after it."""
+    missing = b"\n" if event.raw.endswith((b"\n", b"\r")) else b"\n\n"
+    return Event(event.raw + missing, event.data)
+
+
+def _lacks_only_its_end(sight: Sight, failure: Failure) -> bool:
+    """Whether a stream was cut, or fell silent, after all of its choices had finished: the answer itself is whole."""
+    is_cut = failure.kind in (FailureClass.BROKEN, FailureClass.TIMED_OUT)
+    return is_cut and sight.streamed and not sight.malformed and sight.reader.complete and _all_finished(sight)
+
+
+def _all_finished(sight: Sight) -> bool:
+    """Whether every choice that was asked for has told its finish reason, also those that never began."""
+    return len(sight.reader.finish_reasons) >= sight.choices_asked
 
 
 def _passes(needs: Attempting, reader: AnswerReader, watch: Watch, event: Event, sight: Sight) -> bool:
@@ -264,16 +290,16 @@ def _mismatch(this: Attempt, card: ProviderCard, sight: Sight) -> Failure | None
 
 
 def _note_progress(needs: Attempting, this: Attempt, sight: Sight) -> None:
-    """How far the stream has come, for the row that a crash would leave; not worth waiting for the disk."""
+    """How far the stream has come, for the row that a crash would leave; not worth waiting for, nor giving up for."""
     reader = sight.reader
     size = reader.reasoning_bytes + reader.content_bytes + reader.tool_bytes
-    needs.journal.append(
-        Progress(
-            attempt_id=this.attempt_id,
-            at=needs.clock.now(),
-            output_tokens=needs.experience.output_tokens(this.candidate.deployment.model, size),
-        )
+    mark = Progress(
+        attempt_id=this.attempt_id,
+        at=needs.clock.now(),
+        output_tokens=needs.experience.output_tokens(this.candidate.deployment.model, size),
     )
+    with contextlib.suppress(MeteringUnavailableError):
+        needs.journal.append(mark)
 
 
 def _broken(message: str) -> Failure:
@@ -334,15 +360,27 @@ def _usage(
 ) -> tuple[Usage, UsageSource]:
     """What the provider told, else an estimate where money may be owed, else nothing."""
     reader = sight.reader
-    told = dialect.read_usage(reader.reports)
+    if not sight.sent:
+        return NO_USAGE, UsageSource.NONE
+    told = _told(needs, this, dialect, reader)
     if told is not None:
         text = reader.content_bytes + reader.tool_bytes
         return told.with_reasoning_share(reasoning_bytes=reader.reasoning_bytes, content_bytes=text), (
             UsageSource.PROVIDER
         )
-    if failure is not None and not failure.may_be_billed and not sight.relayed and not aborted:
+    nothing_came = not (sight.relayed or reader.has_content)
+    if failure is not None and not failure.may_be_billed and nothing_came and not aborted:
         return NO_USAGE, UsageSource.NONE
     return _estimated(needs, this, request, sight, failure, aborted=aborted), UsageSource.ESTIMATED
+
+
+def _told(needs: Attempting, this: Attempt, dialect: Dialect, reader: AnswerReader) -> Usage | None:
+    """The provider's own figures; a dialect that breaks over them costs an estimate, never the answer or its row."""
+    try:
+        return dialect.read_usage(reader.reports)
+    except Exception as defect:  # noqa: BLE001 - an attempt that was sent must be settled, whatever broke
+        needs.telemetry.defect(defect, request_id=this.request_id)
+        return None
 
 
 def _estimated(

@@ -7,22 +7,33 @@ is told honestly after it.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import msgspec
 
-from gateway.core.catalogue import Catalogue, OnClientAbort
-from gateway.core.exchange import ATTEMPTS_MAX, Admitted, Attempt, AttemptStatus, Candidate, Plan, Principal
+from gateway.core.catalogue import Catalogue, Model, OnClientAbort
+from gateway.core.exchange import (
+    ATTEMPTS_MAX,
+    Admitted,
+    Attempt,
+    AttemptStatus,
+    Candidate,
+    Observation,
+    Plan,
+    Principal,
+)
 from gateway.core.failure import Advice, Failure, FailureClass, advise
-from gateway.core.health import WHY, subject_of
+from gateway.core.health import WHY, Subject, subject_of
 from gateway.core.ledger import Intent, LedgerEntry, PlanRecord
 from gateway.core.money import ZERO, Money
 from gateway.core.refusal import INTERNAL, Refusal, RefusalCode, RefusedError
 from gateway.core.retry_budget import RetryBudget
 from gateway.core.routing import subjects
+from gateway.core.usage import NO_USAGE, UsageSource
 from gateway.pipeline.admit import admit, for_model, retired_model, successor
 from gateway.pipeline.attempt import Attempting, attempt
 from gateway.pipeline.authenticate import authenticate
@@ -44,22 +55,11 @@ from gateway.pipeline.ports import (
 from gateway.pipeline.settle import learn, settle
 from gateway.pipeline.watch import Watch
 from gateway.providers import DIALECTS
+from gateway.providers.reading import AnswerReader
 from gateway.surfaces import chat_completions
 
 CLIENT_CLOSED: Final = 499
 """The status that is logged for a client that hung up; nobody receives it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exchange:
-    """One client request on its way: who asks, for what, and where it may go."""
-
-    request_id: str
-    principal: Principal
-    admitted: Admitted
-    plan: Plan
-    started: float
-    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +68,19 @@ class Configuration:
 
     catalogue: Catalogue
     usable_accounts: frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """One client request on its way: who asks, for what, and where it may go, under the configuration it began with."""
+
+    request_id: str
+    principal: Principal
+    admitted: Admitted
+    plan: Plan
+    configuration: Configuration
+    started: float
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -94,11 +107,16 @@ class Conductor:
         now = self.clock.now()
         catalogue = self.configuration.catalogue
         admitted = admit(body, headers, principal, catalogue, self.experience, today=now.date())
-        made = make_plan(admitted, principal, self._planning())
+        made = make_plan(admitted, principal, self._planning(self.configuration))
         if is_gone_everywhere(made):
             admitted, made = self._follow(admitted, made, principal)
         return Exchange(
-            request_id=request_id, principal=principal, admitted=admitted, plan=made, started=self.clock.monotonic()
+            request_id=request_id,
+            principal=principal,
+            admitted=admitted,
+            plan=made,
+            configuration=self.configuration,
+            started=self.clock.monotonic(),
         )
 
     def _follow(self, admitted: Admitted, made: Plan, principal: Principal) -> tuple[Admitted, Plan]:
@@ -106,16 +124,20 @@ class Conductor:
         catalogue, model = self.configuration.catalogue, admitted.model
         follower = successor(model, principal, catalogue)
         if follower is None:
-            raise retired_model(model, [deployment for _, deployment in catalogue.deployments(model.name)])
+            raise _gone(model, catalogue, made)
         warning = f"{model.name} is retired; {follower.name} answers"
         request = replace(admitted.request, warnings=(*admitted.request.warnings, warning))
         followed = for_model(request, follower, principal, catalogue, self.experience, today=made.made_at.date())
-        return followed, make_plan(followed, principal, self._planning())
+        return followed, make_plan(followed, principal, self._planning(self.configuration))
 
-    def _planning(self) -> Planning:
+    def _plan_again(self, exchange: Exchange) -> Plan:
+        """What the plan would be by what is known now."""
+        return make_plan(exchange.admitted, exchange.principal, self._planning(exchange.configuration))
+
+    def _planning(self, configuration: Configuration) -> Planning:
         return Planning(
-            catalogue=self.configuration.catalogue,
-            usable_accounts=self.configuration.usable_accounts,
+            catalogue=configuration.catalogue,
+            usable_accounts=configuration.usable_accounts,
             health=self.health,
             experience=self.experience,
             now=self.clock.now(),
@@ -152,11 +174,11 @@ class Conductor:
         spent = ZERO
         candidate = self._next(candidates)
         if candidate is None:
-            raise no_candidate(exchange.plan)
+            raise no_candidate(self._plan_again(exchange))
         while True:
             number = len(failures) + 1
-            this, intent = await self._intend(exchange, candidate, number)
-            outcome = await self._attempt(exchange, this, reply, watch)
+            this, call, intent = await self._begin(exchange, candidate, number)
+            outcome = await self._attempt(exchange, this, call, reply, watch)
             self._teach_health(candidate, outcome)
             following = self._following(exchange, outcome, candidate, candidates, number, watch)
             entry, position = self._settle(exchange, intent, outcome, is_final=following is None)
@@ -170,20 +192,35 @@ class Conductor:
             return await self._answer(exchange, this, outcome, failures, spent, reply)
 
     def _next(self, candidates: list[Candidate]) -> Candidate | None:
-        """Takes the next candidate that is still well, or else the last; a probe goes alone."""
-        now = self.clock.now()
-        while candidates:
-            candidate = candidates.pop(0)
-            ailing = [self.health.of(subject) for subject in subjects(candidate)]
-            if not candidates or not any(health.is_out(now) or health.probe_in_flight(now) for health in ailing):
-                self.health.claim_probe(subjects(candidate))
-                return candidate
-        return None
+        """Takes the best candidate that is still well, or else the best whose only trouble is an open circuit: the
+        last one is never ejected, but what a provider said of its account or model stands. A probe goes alone."""
+        chosen = next((c for c in candidates if self._are_well(subjects(c))), None)
+        if chosen is None:
+            chosen = next((c for c in candidates if self._are_well(subjects(c)[:2])), None)
+        if chosen is not None:
+            candidates.remove(chosen)
+            self.health.claim_probe(subjects(chosen))
+        return chosen
 
-    async def _intend(self, exchange: Exchange, candidate: Candidate, number: int) -> tuple[Attempt, Intent]:
-        """The durable intent. Raises RefusedError(metering_unavailable) before anything is sent."""
+    def _are_well(self, involved: Iterable[Subject]) -> bool:
+        now = self.clock.now()
+        return not any(health.is_out(now) or health.probe_in_flight(now) for health in map(self.health.of, involved))
+
+    async def _begin(
+        self, exchange: Exchange, candidate: Candidate, number: int
+    ) -> tuple[Attempt, UpstreamCall, Intent]:
+        """The call as it will be sent, and its durable intent; what stands in the way gives the probe back."""
+        try:
+            this = self._numbered(exchange, candidate, number)
+            call = _call(exchange, this)  # before the intent: a dialect that breaks over a request buys nothing
+            return this, call, await self._intend(exchange, this)
+        except BaseException:
+            self.health.release_probe(subjects(candidate))
+            raise
+
+    def _numbered(self, exchange: Exchange, candidate: Candidate, number: int) -> Attempt:
         assert candidate.price is not None, "an unpriced candidate is not routable"
-        this = Attempt(
+        return Attempt(
             attempt_id=self.ids.attempt_id(),
             request_id=exchange.request_id,
             number=number,
@@ -193,32 +230,42 @@ class Conductor:
             output_limit=candidate.output_limit,
             input_tokens_estimate=exchange.admitted.input_tokens,
         )
+
+    async def _intend(self, exchange: Exchange, this: Attempt) -> Intent:
+        """The durable intent. Raises RefusedError(metering_unavailable) before anything is sent."""
         intent = Intent.of(this, exchange.admitted.request, exchange.principal)
         try:
-            if number == 1:
+            if this.number == 1:
                 self.journal.append(_plan_record(exchange))
-            await self.journal.durable(self.journal.append(intent))
+            position = self.journal.append(intent)
         except MeteringUnavailableError as error:
-            self.health.release_probe(subjects(candidate))
             raise _unmetered(error) from None
-        return this, intent
+        try:
+            await self.journal.durable(position)
+        except MeteringUnavailableError as error:
+            self._void(intent, str(error))
+            raise _unmetered(error) from None
+        return intent
 
-    async def _attempt(self, exchange: Exchange, this: Attempt, reply: Reply, watch: Watch) -> Outcome:
-        """Renders the request in the provider's dialect and calls it under the provider's deadlines."""
-        request, candidate = exchange.admitted.request, this.candidate
-        card = self.configuration.catalogue.providers[candidate.provider]
-        dialect = DIALECTS[card.dialect]
-        rendered = dialect.render_request(request, candidate.deployment, this.output_limit)
-        call = UpstreamCall(
-            provider=card.name,
-            account=candidate.account,
-            url=card.base_url + rendered.path,
-            body=rendered.body,
-            headers={"x-gateway-attempt-id": this.attempt_id},
-            timeouts=card.timeouts,
-            stream=request.stream,
+    def _void(self, intent: Intent, why: str) -> None:
+        """Settles an intent of which nothing was sent, for it may reach the disk after all."""
+        outcome = Outcome(
+            status=AttemptStatus.ABANDONED,
+            failure=Failure(kind=FailureClass.UNMETERED, message=why),
+            usage=NO_USAGE,
+            usage_source=UsageSource.NONE,
+            seen=Observation(),
+            reader=AnswerReader(),
         )
-        exchange.warnings.extend(rendered.warnings)
+        with contextlib.suppress(MeteringUnavailableError):
+            entry, _ = settle(intent, outcome, self.journal, finished_at=self.clock.now(), is_final=True)
+            self.telemetry.attempt_settled(entry)
+
+    async def _attempt(
+        self, exchange: Exchange, this: Attempt, call: UpstreamCall, reply: Reply, watch: Watch
+    ) -> Outcome:
+        """Calls the provider under its deadlines and relays its answer."""
+        card = exchange.configuration.catalogue.providers[this.candidate.provider]
 
         async def relay(data: bytes) -> None:
             if not reply.started:
@@ -233,7 +280,7 @@ class Conductor:
             telemetry=self.telemetry,
         )
         watch.begin_attempt(card.timeouts, drain=card.on_client_abort is OnClientAbort.DRAIN)
-        return await attempt(needs, this, request, card, dialect, call, watch, relay)
+        return await attempt(needs, this, exchange.admitted.request, card, DIALECTS[card.dialect], call, watch, relay)
 
     def _teach_health(self, candidate: Candidate, outcome: Outcome) -> None:
         """What this end says about the account, the model there and the circuit of both."""
@@ -260,18 +307,18 @@ class Conductor:
         watch: Watch,
     ) -> Candidate | None:
         """The candidate to try next, if this end allows another attempt at all (law L9)."""
-        if outcome.failure is None or outcome.status is AttemptStatus.ABORTED or watch.client_gone:
+        if outcome.failure is None or outcome.status is AttemptStatus.ABORTED or watch.is_over:
             return None
         if advise(outcome.failure, bytes_relayed=outcome.relayed) is not Advice.NEXT or number >= ATTEMPTS_MAX:
             return None
-        timeouts = self.configuration.catalogue.providers[tried.provider].timeouts
-        if not candidates or self.clock.monotonic() - exchange.started >= timeouts.total:
+        timeouts = exchange.configuration.catalogue.providers[tried.provider].timeouts
+        if self.clock.monotonic() - exchange.started >= timeouts.total:
             return None
         budget = self.retry_budget.spend()
-        if budget is None:
-            return None
-        self.retry_budget = budget
-        return self._next(candidates)
+        following = None if budget is None else self._next(candidates)
+        if budget is not None and following is not None:
+            self.retry_budget = budget
+        return following
 
     def _settle(
         self, exchange: Exchange, intent: Intent, outcome: Outcome, *, is_final: bool
@@ -302,9 +349,12 @@ class Conductor:
     ) -> int:
         """Releases what was held back until the settlement, or says what went wrong. Returns the status."""
         if outcome.status is AttemptStatus.ABORTED:
-            await reply.finish()
             return CLIENT_CLOSED
         if outcome.failure is not None:
+            if outcome.failure.kind is FailureClass.MODEL_GONE and not outcome.relayed:
+                again = self._plan_again(exchange)
+                if is_gone_everywhere(again):
+                    raise _gone(exchange.admitted.model, exchange.configuration.catalogue, again)
             raise RefusedError(_refusal(exchange, outcome, failures))
         headers = _headers(exchange, this)
         usage = chat_completions.render_usage(outcome.usage, spent, outcome.reader.reports.top_level)
@@ -358,6 +408,28 @@ def _headers(exchange: Exchange, this: Attempt) -> dict[str, str]:
     return headers
 
 
+def _call(exchange: Exchange, this: Attempt) -> UpstreamCall:
+    """The request in the provider's dialect."""
+    candidate, request = this.candidate, exchange.admitted.request
+    card = exchange.configuration.catalogue.providers[candidate.provider]
+    rendered = DIALECTS[card.dialect].render_request(request, candidate.deployment, this.output_limit)
+    exchange.warnings.extend(rendered.warnings)
+    return UpstreamCall(
+        provider=card.name,
+        account=candidate.account,
+        url=card.base_url + rendered.path,
+        body=rendered.body,
+        headers={"x-gateway-attempt-id": this.attempt_id},
+        timeouts=card.timeouts,
+        stream=request.stream,
+    )
+
+
+def _gone(model: Model, catalogue: Catalogue, made: Plan) -> RefusedError:
+    deployments = [deployment for _, deployment in catalogue.deployments(model.name)]
+    return retired_model(model, deployments, today=made.made_at.date())
+
+
 def _plan_record(exchange: Exchange) -> PlanRecord:
     return PlanRecord(
         request_id=exchange.request_id,
@@ -386,7 +458,7 @@ def _refusal(exchange: Exchange, outcome: Outcome, failures: list[tuple[Candidat
         )
     return Refusal(
         code=RefusalCode.UPSTREAM_ERROR,
-        message=f"Every provider that could serve {exchange.admitted.model.name} was tried and failed: {tried}.",
+        message=f"No provider could answer for {exchange.admitted.model.name}. Tried: {tried}.",
     )
 
 

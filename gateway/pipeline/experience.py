@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from gateway.core.estimate import AnswerLength, Calibration
-from gateway.core.routing import Pace
+from gateway.core.routing import UNKNOWN_PACE, Pace
 
 PACE_WEIGHT: Final = 0.1
 INPUT_PRIOR: Final = Calibration()
@@ -42,16 +42,22 @@ class Experience:
         self._output[model] = self._output.get(model, INPUT_PRIOR).learn(output_bytes, output_tokens)
         self._length[model] = self.answer_length(model).learn(output_tokens)
 
-    def learn_pace(self, provider: str, account: str, *, first_chunk_seconds: float, tokens_per_second: float) -> None:
-        """How fast one finished answer came, folded into a moving mean."""
-        before = self._pace.get((provider, account))
-        if before is not None:
-            first_chunk_seconds = _moved(before.first_chunk_seconds, first_chunk_seconds)
-            tokens_per_second = _moved(before.tokens_per_second, tokens_per_second)
+    def learn_pace(
+        self, provider: str, account: str, *, first_chunk_seconds: float | None, tokens_per_second: float
+    ) -> None:
+        """How fast one finished answer came, folded into a moving mean; a whole body tells nothing of first chunks."""
+        before = self._pace.get((provider, account), UNKNOWN_PACE)
         self._pace[(provider, account)] = Pace(
-            first_chunk_seconds=first_chunk_seconds, tokens_per_second=tokens_per_second
+            first_chunk_seconds=_moved(
+                before.first_chunk_seconds, first_chunk_seconds, unknown=UNKNOWN_PACE.first_chunk_seconds
+            ),
+            tokens_per_second=_moved(
+                before.tokens_per_second, tokens_per_second, unknown=UNKNOWN_PACE.tokens_per_second
+            ),
         )
 
 
-def _moved(before: float, sample: float) -> float:
-    return before + PACE_WEIGHT * (sample - before)
+def _moved(before: float, sample: float | None, *, unknown: float) -> float:
+    if sample is None:
+        return before
+    return sample if before == unknown else before + PACE_WEIGHT * (sample - before)

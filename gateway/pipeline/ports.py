@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from gateway.core.catalogue import Timeouts
 from gateway.core.exchange import Principal
 from gateway.core.failure import Failure
 from gateway.core.health import Health, Subject
+from gateway.core.keys import KeyGrant, KeyRecord
 from gateway.core.ledger import LedgerEntry, Record
 
 
@@ -166,8 +167,40 @@ class Telemetry(Protocol):
 
 
 class KeyAdministration(Protocol):
-    """Virtual keys and teams, as administrators see them."""
+    """Virtual keys and teams, as administrators see them. Everything raises StoreUnavailableError."""
+
+    async def create(self, grant: KeyGrant, *, digest: bytes, hint: str) -> tuple[KeyRecord, bool]:
+        """A new key; whether its team was created with it."""
+        ...
+
+    async def list_keys(self, *, after: str | None, limit: int, team: str | None = None) -> Sequence[KeyRecord]:
+        """Keys by id, after a cursor."""
+        ...
+
+    async def show(self, key: str) -> KeyRecord | None:
+        """By id, or by name where only one key has it."""
+        ...
+
+    async def revoke(self, key_id: str) -> KeyRecord | None: ...
+
+    async def rotate(self, key_id: str, *, digest: bytes, hint: str, grace: timedelta) -> KeyRecord | None:
+        """A new secret; the old ones end after ``grace``. None for an unknown or revoked key."""
+        ...
 
 
 class MoneyReports(Protocol):
-    """The ledger and its sums, as finance sees them."""
+    """The ledger and its sums, as finance sees them. Everything raises StoreUnavailableError."""
+
+    async def spend(
+        self, start: datetime, end: datetime, *, group_by: Sequence[str], timezone: str
+    ) -> dict[str, object]:
+        """INTERFACE §1: ``{"from", "to", "rows", "total"}``; raises ValueError for an unknown group."""
+        ...
+
+    def ledger(self, start: datetime, end: datetime) -> AsyncIterator[dict[str, object]]:
+        """One attempt at a time, in order of start, as INTERFACE §4 names its fields."""
+        ...
+
+    async def explain(self, request_id: str) -> dict[str, object] | None:
+        """INTERFACE §1: candidates, attempts with their lines, cost; None for an unknown request."""
+        ...

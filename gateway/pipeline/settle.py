@@ -48,6 +48,6 @@ def learn(entry: LedgerEntry, outcome: Outcome, experience: Experience, *, input
         experience.learn_pace(
             entry.provider,
             entry.account,
-            first_chunk_seconds=entry.ttft_ms / 1000,
+            first_chunk_seconds=None if outcome.body is not None else entry.ttft_ms / 1000,
             tokens_per_second=entry.output_tokens / seconds,
         )

@@ -1,7 +1,8 @@
 """A watch over one exchange: every wait has a deadline, and one reason at a time may end what it watches.
 
 ``with watch:`` marks the region that may be interrupted. A deadline, the client's hang-up or a shutdown then ends the
-await inside it with ``Interrupted``; outside of the region (settling) nothing is ever cut short.
+await inside it with ``Interrupted``; outside of the region (settling) nothing is ever cut short. A deadline ends one
+attempt; a client that is gone and a shutdown end them all.
 """
 
 from __future__ import annotations
@@ -43,11 +44,13 @@ class Watch:
     __slots__ = (
         "_armed",
         "_attempt_started",
+        "_cancelled",
         "_cancelling",
         "_drain",
         "_drain_until",
         "_ended",
         "_heartbeat",
+        "_last_word",
         "_loop",
         "_progressed",
         "_reason",
@@ -57,6 +60,7 @@ class Watch:
         "client_gone",
         "last_read",
         "last_write",
+        "writing_since",
     )
 
     def __init__(self, *, heartbeat: Callable[[], None] | None) -> None:
@@ -64,8 +68,10 @@ class Watch:
         self._heartbeat = heartbeat
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0
+        self._cancelled = False
         self._armed = False
         self._reason: Reason | None = None
+        self._last_word: Reason | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timeouts = Timeouts()
         self._attempt_started = 0.0
@@ -76,6 +82,12 @@ class Watch:
         self.client_gone = False
         self.last_read = 0.0
         self.last_write = self._loop.time()
+        self.writing_since: float | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no further attempt may be made: the client is gone, or the gateway is stopping."""
+        return self.client_gone or self._last_word is not None
 
     def begin_attempt(self, timeouts: Timeouts, *, drain: bool) -> None:
         """A new upstream call is about to be made under these deadlines; ``drain``: a hang-up does not end it."""
@@ -84,8 +96,8 @@ class Watch:
         self._attempt_started = self.last_read = now
         self._progressed = False
         self._drain = drain
-        if isinstance(self._reason, Failure) and self._reason.kind is FailureClass.TIMED_OUT:
-            self._reason = None
+        self._reason = self._last_word
+        self.writing_since = None
         self._schedule(now)
 
     def end(self) -> None:
@@ -98,13 +110,14 @@ class Watch:
     def progressed(self) -> None:
         """The answer itself has begun: from now on silence counts as idle time."""
         self._progressed = True
+        self._schedule(self._loop.time())
 
     def hang_up(self) -> None:
         """The client is gone. In drain mode the upstream is read on to its usage, for a bounded while."""
         if self.client_gone or self._ended:
             return
         self.client_gone = True
-        if self._drain:
+        if self._drain and self._armed:
             now = self._loop.time()
             self._drain_until = now + DRAIN_SECONDS_MAX
             self._schedule(now)
@@ -113,12 +126,17 @@ class Watch:
 
     def interrupt(self, reason: Reason) -> None:
         """Ends the watched region for this reason; the first reason stands."""
-        if self._reason is not None:
-            return
-        self._reason = reason
-        if self._armed:
+        if self._last_word is None and not _ends_one_attempt(reason):
+            self._last_word = reason
+        if self._reason is None:
+            self._reason = reason
+            # Not at once: the caller may be the task itself, where it is not waiting for anything.
+            self._loop.call_soon(self._cut_short)
+
+    def _cut_short(self) -> None:
+        if self._armed and self._reason is not None and not self._cancelled:
             assert self._task is not None
-            self._task.cancel()
+            self._cancelled = self._task.cancel()
 
     def __enter__(self) -> None:
         if self._reason is not None:
@@ -133,15 +151,19 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._armed = False
-        if self._reason is None or kind is not asyncio.CancelledError:
+        if not self._cancelled:
             return
         assert self._task is not None
-        if self._task.uncancel() <= self._cancelling:
+        assert self._reason is not None
+        self._cancelled = False
+        if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise Interrupted(self._reason) from None
 
-    def _due(self) -> tuple[float, Failure | None]:
+    def _due(self) -> tuple[float, Reason | None]:
         """The next deadline and what passing it means; None = a heartbeat."""
         limits = self._timeouts
+        if self.writing_since is not None:  # it is the client who keeps us waiting, and not the upstream
+            return (self.writing_since + limits.idle, ClientGone.CLIENT_GONE)
         silence = limits.idle if self._progressed else limits.first_byte
         since = self.last_read if self._progressed else self._attempt_started
         what = "went silent" if self._progressed else "sent no answer"
@@ -163,15 +185,20 @@ class Watch:
     def _tick(self) -> None:
         self._timer = None
         now = self._loop.time()
-        due, failure = self._due()
+        due, reason = self._due()
         if due <= now:
-            if failure is not None:
-                self.interrupt(failure)
+            if reason is not None:
+                self.client_gone = self.client_gone or isinstance(reason, ClientGone)
+                self.interrupt(reason)
                 return
             self.last_write = now
             if self._heartbeat is not None and not self.client_gone:
                 self._heartbeat()
         self._schedule(now)
+
+
+def _ends_one_attempt(reason: Reason) -> bool:
+    return isinstance(reason, Failure) and reason.kind is FailureClass.TIMED_OUT
 
 
 def _timed_out(message: str) -> Failure:

@@ -1,0 +1,242 @@
+"""Virtual keys in PostgreSQL: only digests of secrets, found from memory, forgotten within a second of a change.
+
+Every change of a key or team moves one counter; a worker looks at it twice a second and asks again for what it knew
+before. While the database is away, what was known goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from gateway.adapters.postgres.connections import Connection, Connections
+from gateway.core.exchange import Principal, Role
+from gateway.core.keys import KeyGrant, KeyRecord, Period
+from gateway.core.money import Money
+from gateway.pipeline.ports import Clock, StoreUnavailableError
+
+log = logging.getLogger(__name__)
+
+CACHED_KEYS_MAX: Final = 100_000
+CACHED_STRANGERS_MAX: Final = 10_000
+POLL_SECONDS: Final = 0.5
+
+_FIND: Final = """
+SELECT k.key_id, k.name, k.team, k.role, k.models, k.providers, k.tags,
+       least(k.expires_at, s.expires_at) AS expires_at
+FROM api_key_secrets s JOIN api_keys k USING (key_id)
+WHERE s.digest = %s AND k.revoked_at IS NULL
+"""
+_COLUMNS: Final = """
+k.key_id, k.name, k.team, k.role, k.models, k.providers, k.rpm, k.tpm, k.concurrency, k.budget_pico, k.budget_period,
+k.tags, k.created_at, k.expires_at, k.revoked_at,
+(SELECT hint FROM api_key_secrets s WHERE s.key_id = k.key_id ORDER BY s.created_at DESC LIMIT 1) AS hint
+"""
+_SHOW: Final = f"SELECT {_COLUMNS} FROM api_keys k WHERE k.key_id = %s"  # noqa: S608 - constants
+_NAMED: Final = f"SELECT {_COLUMNS} FROM api_keys k WHERE k.name = %s AND k.revoked_at IS NULL LIMIT 2"  # noqa: S608
+_LIST: Final = f"""
+SELECT {_COLUMNS} FROM api_keys k
+WHERE (%(after)s::text IS NULL OR k.key_id > %(after)s) AND (%(team)s::text IS NULL OR k.team = %(team)s)
+ORDER BY k.key_id LIMIT %(limit)s
+"""  # noqa: S608
+_INSERT: Final = """
+INSERT INTO api_keys (key_id, name, team, role, models, providers, rpm, tpm, concurrency, budget_pico, budget_period,
+                      tags, created_at, expires_at)
+VALUES (%(key_id)s, %(name)s, %(team)s, %(role)s, %(models)s, %(providers)s, %(rpm)s, %(tpm)s, %(concurrency)s,
+        %(budget_pico)s, %(budget_period)s, %(tags)s, %(created_at)s, %(expires_at)s)
+"""
+_ADD_DIGEST: Final = "INSERT INTO api_key_secrets (digest, key_id, hint, created_at) VALUES (%s, %s, %s, %s)"
+_INSERT_TEAM: Final = "INSERT INTO teams (name, created_at) VALUES (%s, %s) ON CONFLICT DO NOTHING"
+_END_SECRETS: Final = """
+UPDATE api_key_secrets SET expires_at = least(coalesce(expires_at, 'infinity'), %s) WHERE key_id = %s
+"""
+_REVOKE: Final = "UPDATE api_keys SET revoked_at = coalesce(revoked_at, %s) WHERE key_id = %s"
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What was looked up: the holder, or None for a digest that means nothing; and when that was true."""
+
+    principal: Principal | None
+    version: int
+
+
+class PostgresApiKeys:
+    """Implements the ApiKeys port with a bounded memory of what was asked before."""
+
+    def __init__(self, database_url: str, *, clock: Clock) -> None:
+        self._connections = Connections(database_url)
+        self._clock = clock
+        self._version = 0
+        self._holders: OrderedDict[bytes, _Known] = OrderedDict()
+        self._strangers: OrderedDict[bytes, _Known] = OrderedDict()
+
+    async def find(self, digest: bytes) -> Principal | None:
+        known = self._holders.get(digest) or self._strangers.get(digest)
+        if known is None or known.version != self._version:
+            known = await self._look_up(digest, known)
+        principal = known.principal
+        if principal is None or (principal.expires_at is not None and self._clock.now() >= principal.expires_at):
+            return None
+        return principal
+
+    async def _look_up(self, digest: bytes, before: _Known | None) -> _Known:
+        version = self._version
+        try:
+            async with self._connections.transaction() as db:
+                row = await (await db.execute(_FIND, (digest,))).fetchone()
+        except StoreUnavailableError:
+            if before is not None and before.principal is not None:
+                return before
+            raise
+        known = _Known(None if row is None else _principal(row), version)
+        self._holders.pop(digest, None)
+        self._strangers.pop(digest, None)
+        memory, most = (self._strangers, CACHED_STRANGERS_MAX) if row is None else (self._holders, CACHED_KEYS_MAX)
+        memory[digest] = known
+        if len(memory) > most:
+            memory.popitem(last=False)
+        return known
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Looks at the counter of changes until ``stop``; while the database is away, what is known stays."""
+        counted: int | None = None
+        was_away = False
+        while not stop.is_set():
+            try:
+                async with self._connections.transaction() as db:
+                    row = await (await db.execute("SELECT version FROM key_changes")).fetchone()
+                if row is not None and row["version"] != counted:
+                    counted = row["version"]
+                    self._version += 1
+                was_away = False
+            except (StoreUnavailableError, psycopg.Error) as error:
+                if not was_away:
+                    log.warning("keys cannot be looked up; those already known go on: %s", error)
+                was_away = True
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), POLL_SECONDS)
+        await self._connections.close()
+
+
+class KeyStore:
+    """Implements the KeyAdministration port."""
+
+    def __init__(self, database_url: str, *, clock: Clock) -> None:
+        self._connections = Connections(database_url, connections_max=2)
+        self._clock = clock
+
+    async def create(self, grant: KeyGrant, *, digest: bytes, hint: str) -> tuple[KeyRecord, bool]:
+        now = self._clock.now()
+        key_id = f"key_{int(now.timestamp() * 1000):012x}{os.urandom(6).hex()}"
+        async with self._connections.transaction() as db:
+            team_created = False
+            if grant.team is not None:
+                team_created = (await db.execute(_INSERT_TEAM, (grant.team, now))).rowcount == 1
+            await db.execute(_INSERT, _values(key_id, grant, now))
+            await db.execute(_ADD_DIGEST, (digest, key_id, hint, now))
+            record = await _show(db, key_id)
+        assert record is not None
+        return record, team_created
+
+    async def list_keys(self, *, after: str | None, limit: int, team: str | None = None) -> Sequence[KeyRecord]:
+        async with self._connections.transaction() as db:
+            found = await db.execute(_LIST, {"after": after, "limit": limit, "team": team})
+            return [_record(row) for row in await found.fetchall()]
+
+    async def show(self, key: str) -> KeyRecord | None:
+        async with self._connections.transaction() as db:
+            record = await _show(db, key)
+            if record is not None:
+                return record
+            named = await (await db.execute(_NAMED, (key,))).fetchall()
+            return _record(named[0]) if len(named) == 1 else None
+
+    async def revoke(self, key_id: str) -> KeyRecord | None:
+        async with self._connections.transaction() as db:
+            await db.execute(_REVOKE, (self._clock.now(), key_id))
+            return await _show(db, key_id)
+
+    async def rotate(self, key_id: str, *, digest: bytes, hint: str, grace: timedelta) -> KeyRecord | None:
+        now = self._clock.now()
+        async with self._connections.transaction() as db:
+            record = await _show(db, key_id)
+            if record is None or record.revoked_at is not None:
+                return None
+            await db.execute(_END_SECRETS, (now + grace, key_id))
+            await db.execute(_ADD_DIGEST, (digest, key_id, hint, now))
+            return await _show(db, key_id)
+
+    async def close(self) -> None:
+        await self._connections.close()
+
+
+async def _show(db: Connection, key_id: str) -> KeyRecord | None:
+    row = await (await db.execute(_SHOW, (key_id,))).fetchone()
+    return None if row is None else _record(row)
+
+
+def _principal(row: Mapping[str, Any]) -> Principal:
+    return Principal(
+        key_id=row["key_id"],
+        key_name=row["name"],
+        team=row["team"],
+        role=Role(row["role"]),
+        models=None if row["models"] is None else frozenset(row["models"]),
+        providers=None if row["providers"] is None else frozenset(row["providers"]),
+        tags=row["tags"],
+        expires_at=row["expires_at"],
+    )
+
+
+def _values(key_id: str, grant: KeyGrant, now: datetime) -> dict[str, object]:
+    return {
+        "key_id": key_id,
+        "name": grant.name,
+        "team": grant.team,
+        "role": grant.role.value,
+        "models": None if grant.models is None else list(grant.models),
+        "providers": None if grant.providers is None else list(grant.providers),
+        "rpm": grant.rpm,
+        "tpm": grant.tpm,
+        "concurrency": grant.concurrency,
+        "budget_pico": None if grant.budget is None else grant.budget.pico,
+        "budget_period": None if grant.period is None else grant.period.value,
+        "tags": Jsonb(dict(grant.tags)),
+        "created_at": now,
+        "expires_at": grant.expires_at,
+    }
+
+
+def _record(row: Mapping[str, Any]) -> KeyRecord:
+    grant = KeyGrant(
+        name=row["name"],
+        team=row["team"],
+        role=Role(row["role"]),
+        models=None if row["models"] is None else tuple(row["models"]),
+        providers=None if row["providers"] is None else tuple(row["providers"]),
+        rpm=row["rpm"],
+        tpm=row["tpm"],
+        concurrency=row["concurrency"],
+        budget=None if row["budget_pico"] is None else Money(row["budget_pico"]),
+        period=None if row["budget_period"] is None else Period(row["budget_period"]),
+        expires_at=row["expires_at"],
+        tags=row["tags"],
+    )
+    return KeyRecord(
+        key_id=row["key_id"],
+        grant=grant,
+        hint=row["hint"],
+        created_at=row["created_at"],
+        revoked_at=row["revoked_at"],
+    )

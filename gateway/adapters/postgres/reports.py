@@ -1,0 +1,183 @@
+"""The ledger and its sums as finance sees them: exact, in a fixed order, streamed where they may be long.
+
+Sums come from the roll-up of quarter hours, which is kept in the ledger's own transaction (law L5), and from the
+ledger itself for the ragged ends of a period that does not begin or end on a quarter hour.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+from psycopg import sql
+from psycopg.rows import tuple_row
+
+from gateway.adapters.postgres.connections import Connections
+from gateway.adapters.postgres.sql import statement
+from gateway.adapters.postgres.tables import ledger_row_json, moment_text
+from gateway.core.money import decimal_text
+
+QUARTER: Final = timedelta(minutes=15)
+FETCH_ROWS: Final = 1_000
+TOKENS: Final = ("input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
+COUNTS: Final = ("requests", "attempts")
+AMOUNTS: Final = {"cost": "cost_pico", "estimated_cost": "estimated_cost_pico"}
+
+_GROUPS: Final = {
+    "key": (("key", "key_name"), ("key_id", "key_id")),
+    "team": (("team", "team"),),
+    "model": (("model", "model"),),
+    "provider": (("provider", "provider"),),
+    "account": (("provider", "provider"), ("account", "account")),
+}
+_TIMES: Final = {"month": "YYYY-MM", "day": "YYYY-MM-DD", "hour": 'YYYY-MM-DD"T"HH24:00'}
+_TAG: Final = re.compile(r"tag:(.{1,64})", re.DOTALL)
+_LINES: Final = (
+    ("input", "input_pico"),
+    ("cached_input", "cached_pico"),
+    ("cache_write", "cache_write_pico"),
+    ("output", "output_pico"),
+)
+
+
+class Reports:
+    """Implements the MoneyReports port."""
+
+    def __init__(self, database_url: str) -> None:
+        self._connections = Connections(database_url, connections_max=3)
+
+    async def spend(
+        self, start: datetime, end: datetime, *, group_by: Sequence[str], timezone: str
+    ) -> dict[str, object]:
+        columns = _columns(group_by)
+        first, last = _quarter_after(start), _quarter_before(end)
+        if first > last:
+            first = last = end
+        bounds = {"start": start, "end": end, "first": first, "last": last, "tz": timezone}
+        query = sql.SQL(statement("spend").decode()).format(
+            groups=sql.SQL(", ").join([*(expression for _, expression in columns), sql.SQL("true")]),
+            order=sql.SQL(", ").join(sql.SQL(str(number + 1)) for number in range(len(columns) + 1)),
+        )
+        async with self._connections.transaction() as db:
+            cursor = db.cursor(row_factory=tuple_row)
+            found = await (await cursor.execute(query, bounds)).fetchall()
+        rows = [_spend_row([name for name, _ in columns], values) for values in found]
+        zone = ZoneInfo(timezone)
+        return {
+            "from": moment_text(start) if timezone == "UTC" else start.astimezone(zone).isoformat(),
+            "to": moment_text(end) if timezone == "UTC" else end.astimezone(zone).isoformat(),
+            "rows": rows,
+            "total": _total(rows),
+        }
+
+    async def ledger(self, start: datetime, end: datetime) -> AsyncIterator[dict[str, object]]:
+        async with self._connections.transaction() as db, db.cursor(name="ledger") as cursor:
+            cursor.itersize = FETCH_ROWS
+            await cursor.execute(
+                "SELECT * FROM ledger WHERE started_at >= %s AND started_at < %s ORDER BY started_at, attempt_id",
+                (start, end),
+            )
+            async for row in cursor:
+                yield ledger_row_json(row)
+
+    async def explain(self, request_id: str) -> dict[str, object] | None:
+        async with self._connections.transaction() as db:
+            plans = await db.execute(
+                "SELECT plan::text AS plan FROM exchanges WHERE request_id = %s ORDER BY made_at", (request_id,)
+            )
+            plan = await plans.fetchone()
+            found = await db.execute(
+                "SELECT * FROM ledger WHERE request_id = %s ORDER BY attempt, recorded_at", (request_id,)
+            )
+            rows = await found.fetchall()
+        if plan is None and not rows:
+            return None
+        planned = {} if plan is None else json.loads(plan["plan"], parse_float=Decimal)
+        attempts = [{**ledger_row_json(row), "flags": row["flags"], "lines": _lines(row)} for row in rows]
+        return {
+            "request_id": request_id,
+            "model": planned.get("model"),
+            "input_tokens_estimate": planned.get("input_tokens_estimate"),
+            "candidates": planned.get("candidates", []),
+            "attempts": attempts,
+            "cost": decimal_text(sum(row["cost_pico"] for row in rows)),
+        }
+
+    async def journal_offsets(self) -> dict[str, tuple[int, int]]:
+        """How far each journal has been shipped: segment and byte offset by journal id."""
+        async with self._connections.transaction() as db:
+            found = await db.execute("SELECT journal_id, segment, byte_offset FROM journal_offsets")
+            rows = await found.fetchall()
+        return {row["journal_id"]: (row["segment"], row["byte_offset"]) for row in rows}
+
+    async def close(self) -> None:
+        await self._connections.close()
+
+
+def _columns(group_by: Sequence[str]) -> list[tuple[str, sql.Composable]]:
+    """Name and expression of each group column. Raises ValueError for a group that does not exist."""
+    columns: dict[str, sql.Composable] = {}
+    for group in group_by:
+        tag = _TAG.fullmatch(group)
+        if group in _GROUPS:
+            columns.update((name, sql.Identifier(column)) for name, column in _GROUPS[group])
+        elif group in _TIMES:
+            pattern = sql.Literal(_TIMES[group])
+            columns[group] = sql.SQL("to_char(at AT TIME ZONE %(tz)s, {})").format(pattern)
+        elif tag is not None:
+            columns[group] = sql.SQL("tags ->> {}").format(sql.Literal(tag[1]))
+        else:
+            known = ", ".join((*_GROUPS, *_TIMES, "tag:NAME"))
+            raise ValueError(f"{group!r} is not something to group by; choose from {known}")
+    return list(columns.items())
+
+
+def _spend_row(names: Sequence[str], values: Sequence[Any]) -> dict[str, object]:
+    row: dict[str, object] = dict(zip(names, values, strict=False))
+    sums = values[len(names) + 1 :]
+    measures = (*COUNTS, *TOKENS)
+    row.update((name, int(value)) for name, value in zip(measures, sums, strict=False))
+    row.update((name, decimal_text(int(value))) for name, value in zip(AMOUNTS, sums[len(measures) :], strict=True))
+    return row
+
+
+def _total(rows: Sequence[dict[str, Any]]) -> dict[str, object]:
+    total: dict[str, object] = {name: sum(row[name] for row in rows) for name in (*COUNTS, *TOKENS)}
+    total.update((name, _sum_text([row[name] for row in rows])) for name in AMOUNTS)
+    return total
+
+
+def _sum_text(amounts: Sequence[str]) -> str:
+    return decimal_text(sum(int(Decimal(amount).scaleb(12)) for amount in amounts))
+
+
+def _lines(row: dict[str, Any]) -> list[dict[str, object]]:
+    """The token classes of one attempt at their unit prices; a class without tokens has no line."""
+    uncached = row["input_tokens"] - (row["cached_tokens"] or 0) - row["cache_write_tokens"]
+    tokens = (uncached, row["cached_tokens"] or 0, row["cache_write_tokens"], row["output_tokens"])
+    lines: list[dict[str, object]] = []
+    for (name, column), count in zip(_LINES, tokens, strict=True):
+        if count and row["usage_source"] != "none":
+            pico_per_token, rest = divmod(row[column], count)
+            assert rest == 0, "a line is tokens times a whole unit price"
+            price = decimal_text(pico_per_token, decimals=6)
+            cost = decimal_text(row[column])
+            lines.append({"class": name, "tokens": count, "usd_per_million": price, "cost": cost})
+    if row["fee_pico"]:
+        lines.append({"class": "fee", "tokens": 0, "usd_per_million": "0", "cost": decimal_text(row["fee_pico"])})
+    return lines
+
+
+def _quarter_before(moment: datetime) -> datetime:
+    utc = moment.astimezone(UTC)
+    return utc.replace(minute=utc.minute // 15 * 15, second=0, microsecond=0)
+
+
+def _quarter_after(moment: datetime) -> datetime:
+    before = _quarter_before(moment)
+    return before if before == moment else before + QUARTER

@@ -1,0 +1,306 @@
+"""The composition root: the only file that knows everyone. Settings and catalogue in, a running gateway out.
+
+Start order: files, then the journal, then connections; stop order the other way round, so that what was bought is
+written down before anything that could write it goes away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import signal
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from types import FrameType
+from typing import Final
+
+import uvicorn
+from litestar import Litestar
+from pydantic import SecretStr
+
+from gateway import __version__
+from gateway.adapters.clock import SystemClock, TimeOrderedIds
+from gateway.adapters.health import MemoryHealthBook
+from gateway.adapters.journal import JournalWriter, journal_id
+from gateway.adapters.journal.outbox import Outbox
+from gateway.adapters.postgres.keys import KeyStore, PostgresApiKeys
+from gateway.adapters.postgres.reports import Reports
+from gateway.adapters.postgres.schema import SchemaError, migrate, require_current
+from gateway.adapters.postgres.shipper import Shipper
+from gateway.adapters.telemetry import PrometheusTelemetry
+from gateway.adapters.upstream.aiohttp_client import AiohttpUpstreams
+from gateway.catalog import CatalogError, Loaded, load
+from gateway.core.failure import Failure, FailureClass
+from gateway.http.admin import admin_routes
+from gateway.http.application import create_application
+from gateway.http.services import Readiness, Services
+from gateway.pipeline.conduct import Conductor, Configuration
+from gateway.pipeline.experience import Experience
+from gateway.settings import Settings, admin_token, environment, read_secret
+
+LOGGER: Final = logging.getLogger("gateway")
+SHUTDOWN_SECONDS: Final = 25.0
+"""Open streams may run on for so long after SIGTERM; then they end with an error of their own."""
+CLOSE_SECONDS_MAX: Final = 10.0
+KEEPALIVE_SECONDS: Final = 75
+BACKLOG_BYTES_ALARM: Final = 1024 * 1024 * 1024
+
+
+class Gateway:
+    """One worker: everything it is made of, and its life."""
+
+    def __init__(self, settings: Settings, database_url: str, *, environ: Mapping[str, str] | None = None) -> None:
+        """Reads the configuration and opens the journal. Raises SettingsError, CatalogError or OSError.
+
+        ``environ`` is where credentials are looked up, the process environment without it.
+        """
+        self.settings = settings
+        self._environ = environment() if environ is None else environ
+        self._stop = asyncio.Event()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        clock = SystemClock()
+        loaded = load(settings.config_dir, now=clock.now())
+        tell_findings(loaded)
+        token, token_file = admin_token(settings)
+        if token_file is not None:
+            LOGGER.info("the admin token is kept in a file", extra={"fields": {"path": str(token_file)}})
+        configuration, credentials = configure(settings, loaded, self._environ)
+        self.journal = JournalWriter.open(settings.data_dir, journal_id(clock.now(), os.urandom(8)))
+        outbox = Outbox(settings.data_dir, self.journal)
+        self.shipper = Shipper(database_url, outbox, clock=clock, chance=random.random)
+        self.keys = PostgresApiKeys(database_url, clock=clock)
+        self.key_store = KeyStore(database_url, clock=clock)
+        self.reports = Reports(database_url)
+        self.telemetry = PrometheusTelemetry()
+        self.health = MemoryHealthBook(clock, random.random)
+        self.upstreams = AiohttpUpstreams(credentials, user_agent=f"kimi-gateway/{__version__}")
+        self.clock = clock
+        self.conductor = Conductor(
+            configuration=configuration,
+            keys=self.keys,
+            journal=self.journal,
+            upstreams=self.upstreams,
+            health=self.health,
+            experience=Experience(),
+            telemetry=self.telemetry,
+            clock=clock,
+            ids=TimeOrderedIds(),
+        )
+        self.services = Services(
+            conductor=self.conductor,
+            admin_token=token,
+            keys=self.key_store,
+            reports=self.reports,
+            readiness=self.readiness,
+            metrics=self.metrics,
+            metrics_type=self.telemetry.METRICS_TYPE,
+            provider_states=self.provider_states,
+            reload=self.reload,
+            flush=self.shipper.flush,
+        )
+
+    def application(self) -> Litestar:
+        """The ASGI application, whose lifespan is this gateway's life."""
+        return create_application(self.services, admin=admin_routes(self.services), lifespan=[self.lifespan])
+
+    def serve(self) -> None:
+        """Serves until a signal says otherwise."""
+        GatewayServer(self.uvicorn_config(), self).run()
+
+    def uvicorn_config(self) -> uvicorn.Config:
+        """How uvicorn serves this application."""
+        return uvicorn.Config(
+            self.application(),
+            host=self.settings.host,
+            port=self.settings.port,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEPALIVE_SECONDS,
+            timeout_graceful_shutdown=int(SHUTDOWN_SECONDS + CLOSE_SECONDS_MAX),
+        )
+
+    @asynccontextmanager
+    async def lifespan(self, _: Litestar) -> AsyncIterator[None]:
+        """Everything that runs beside the requests."""
+        self.loop = asyncio.get_running_loop()
+        self.loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(self._reload_told()))
+        async with AsyncExitStack() as stack:
+            stack.callback(self.journal.close)
+            for closing in (self.upstreams.close, self.key_store.close, self.reports.close):
+                stack.push_async_callback(closing)
+            self.journal.on_durable(self.shipper.wake)
+            background = [
+                asyncio.create_task(self.shipper.run(self._stop), name="shipper"),
+                asyncio.create_task(self.keys.run(self._stop), name="keys"),
+            ]
+            try:
+                yield
+            finally:
+                await self._end(background)
+
+    async def _end(self, background: list[asyncio.Task[None]]) -> None:
+        self.begin_shutdown()
+        if not await self.services.exchanges.wait(SHUTDOWN_SECONDS):
+            self.interrupt_exchanges()
+            await self.services.exchanges.wait(CLOSE_SECONDS_MAX)
+        await self.shipper.flush(CLOSE_SECONDS_MAX)
+        self._stop.set()
+        _, late = await asyncio.wait(background, timeout=CLOSE_SECONDS_MAX)
+        for task in late:
+            task.cancel()
+
+    def begin_shutdown(self) -> None:
+        """Readiness goes off at once; open streams run on until the deadline."""
+        if self.services.stopping:
+            return
+        self.services.stopping = True
+        LOGGER.info("shutting down", extra={"fields": {"open_exchanges": len(self.services.exchanges)}})
+        if self.loop is not None:
+            self.loop.call_later(SHUTDOWN_SECONDS, self.interrupt_exchanges)
+
+    def interrupt_exchanges(self) -> None:
+        """Ends every open exchange with an honest error and a settlement."""
+        failure = Failure(kind=FailureClass.SHUTDOWN, message="the gateway is shutting down")
+        for watch in self.services.exchanges.watches():
+            watch.interrupt(failure)
+
+    async def reload(self) -> dict[str, object]:
+        """Reads the configuration again; a bad one raises CatalogError and leaves the running one in force."""
+        loaded = await asyncio.to_thread(load, self.settings.config_dir, now=self.clock.now())
+        configuration, credentials = configure(self.settings, loaded, self._environ)
+        self.upstreams.credentials = credentials
+        self.conductor.configuration = configuration
+        tell_findings(loaded)
+        LOGGER.info("configuration reloaded", extra={"fields": {"digest": loaded.catalogue.digest}})
+        warnings = [str(finding) for finding in loaded.findings]
+        return {"digest": loaded.catalogue.digest, "warnings": warnings}
+
+    async def _reload_told(self) -> None:
+        try:
+            await self.reload()
+        except CatalogError as error:
+            LOGGER.error("configuration not reloaded; the running one stays in force: %s", error)  # noqa: TRY400
+
+    async def readiness(self) -> Readiness:
+        """Ready = not stopping, and the journal takes records. A database that is away only delays reports."""
+        shipped = self.shipper.state()
+        problems = []
+        if self.services.stopping:
+            problems.append("shutting down")
+        if not self.journal.available:
+            problems.append(f"the journal takes no records: {self.journal.fault}")
+        details: dict[str, object] = {
+            "version": __version__,
+            "config_digest": self.conductor.configuration.catalogue.digest,
+            "journal": {"available": self.journal.available, "backlog_bytes": shipped.backlog_bytes},
+            "database": {
+                "reachable": shipped.last_error is None,
+                "error": shipped.last_error,
+                "lag_seconds": round(shipped.lag_seconds, 3),
+                "records_set_aside": shipped.records_set_aside,
+            },
+            "open_exchanges": len(self.services.exchanges),
+        }
+        return Readiness(ready=not problems, problems=tuple(problems), details=details)
+
+    def metrics(self) -> bytes:
+        """The text exposition, with the gauges as they are now."""
+        shipped = self.shipper.state()
+        self.telemetry.open_exchanges.set(len(self.services.exchanges))
+        self.telemetry.journal_available.set(int(self.journal.available))
+        self.telemetry.journal_backlog.set(shipped.backlog_bytes)
+        self.telemetry.journal_lag.set(shipped.lag_seconds)
+        return self.telemetry.render()
+
+    def provider_states(self) -> list[dict[str, object]]:
+        """Every account with its limits, credential and health, for ``/admin/providers``."""
+        configuration = self.conductor.configuration
+        now = self.clock.now()
+        unwell = [(subject, health) for subject, health in self.health if health.out_until is not None]
+        return [
+            {
+                "provider": card.name,
+                "account": account.name,
+                "dialect": card.dialect,
+                "base_url": card.base_url,
+                "usable": (card.name, account.name) in configuration.usable_accounts,
+                "limits": {"rpm": account.rpm, "tpm": account.tpm, "concurrency": account.concurrency},
+                "models": sorted(card.deployments),
+                "out": [
+                    {
+                        "model": subject.model,
+                        "reason": None if health.kind is None else health.kind.value,
+                        "until": None if health.out_until is None else health.out_until.isoformat(),
+                        "state": "out" if health.is_out(now) else "awaits a probe",
+                        "times_out": health.times_out,
+                    }
+                    for subject, health in unwell
+                    if subject.provider == card.name and subject.account in (None, account.name)
+                ],
+            }
+            for _, card in sorted(configuration.catalogue.providers.items())
+            for account in card.accounts
+        ]
+
+
+class GatewayServer(uvicorn.Server):
+    """uvicorn, telling the gateway of a signal before it acts on it itself."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._gateway.loop is not None:
+            self._gateway.loop.call_soon_threadsafe(self._gateway.begin_shutdown)
+        super().handle_exit(sig, frame)
+
+
+def configure(
+    settings: Settings, loaded: Loaded, environ: Mapping[str, str]
+) -> tuple[Configuration, dict[tuple[str, str], SecretStr | None]]:
+    """Resolves every account's credential; an account that names one which is not there is not usable."""
+    credentials: dict[tuple[str, str], SecretStr | None] = {}
+    usable: set[tuple[str, str]] = set()
+    for card in loaded.catalogue.providers.values():
+        for account in card.accounts:
+            pair = (card.name, account.name)
+            reference = loaded.credentials.get(pair)
+            if reference is None:
+                credentials[pair] = None
+                usable.add(pair)
+                continue
+            secret = read_secret(reference.as_mapping(), environ, base=settings.config_dir)
+            credentials[pair] = secret
+            if secret is not None:
+                usable.add(pair)
+            else:
+                LOGGER.warning("%s (%s) has no credential: %s is not set", card.name, account.name, reference)
+    return Configuration(catalogue=loaded.catalogue, usable_accounts=frozenset(usable)), credentials
+
+
+def tell_findings(loaded: Loaded) -> None:
+    """Logs the warnings about a configuration that loads."""
+    for finding in loaded.findings:
+        LOGGER.warning(str(finding))
+
+
+def prepare_database(settings: Settings, url: str) -> None:
+    """Migrates, or insists on the right schema; a database that is away now may come later."""
+    if settings.migrates_at_start:
+        migrate(url)
+        return
+    try:
+        require_current(url)
+    except SchemaError:
+        raise
+    except OSError as error:
+        LOGGER.warning("the database is away; starting without it: %s", error)

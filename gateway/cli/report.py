@@ -1,0 +1,175 @@
+"""`gateway report`: spend by any mix of groups, and one request explained to the last digit."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from gateway.adapters.journal import journals
+from gateway.adapters.journal.backlog import unshipped_entries
+from gateway.adapters.postgres.reports import Reports
+from gateway.cli.common import JSON, database, expected_errors, fail, print_json, settings_with
+from gateway.cli.spend import print_spend
+from gateway.core.keys import parse_moment
+from gateway.http.admin import render_report
+from gateway.pipeline.ports import StoreUnavailableError
+
+T = TypeVar("T")
+GROUPS: Final = "key,team,model,provider,account,month,day,hour,tag:NAME"
+SHIPPED_SECONDS_MAX: Final = 5.0
+SHIPPED_POLL_SECONDS: Final = 0.05
+
+
+class Moment(click.ParamType[str]):
+    """A date or an RFC 3339 moment."""
+
+    name = "date"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            parse_moment(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+
+@click.group()
+def report() -> None:
+    """Spend, and what it is made of."""
+
+
+@report.command("spend")
+@click.option("--from", "start", type=Moment(), help="First moment; the start of this month without it.")
+@click.option("--to", "end", type=Moment(), help="End, itself not included; now without it.")
+@click.option(
+    "--group-by", default="key", show_default=True, help="key,team,model,provider,account,month,day,hour,tag:NAME"
+)
+@click.option("--tz", default="UTC", show_default=True, help="Time zone of dates and of day, hour and month.")
+@click.option("--format", "form", type=click.Choice(["table", "json", "jsonl", "csv"]), default="table")
+@JSON
+@expected_errors
+def spend(start: str | None, end: str | None, group_by: str, tz: str, form: str, *, as_json: bool) -> None:
+    """Spend of a period, by any mix of groups."""
+    begins, ends = _period(start, end, tz)
+    groups = [group.strip() for group in group_by.split(",") if group.strip()]
+    try:
+        found = _ask(lambda reports: reports.spend(begins, ends, group_by=groups, timezone=tz))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    form = "json" if as_json else form
+    if form == "table":
+        print_spend(found)
+    elif form == "json":
+        print_json(found)
+    else:
+        click.echo(render_report(found, form).decode(), nl=False)  # type: ignore[arg-type]
+
+
+@report.command("explain")
+@click.argument("request_id")
+@JSON
+@expected_errors
+def explain(request_id: str, *, as_json: bool) -> None:
+    """One request: every candidate and why it won or lost, every attempt, every line of its cost."""
+    found = _ask(lambda reports: reports.explain(request_id))
+    if found is None:
+        fail(f"there is no request {request_id!r} in the ledger.")
+    if as_json:
+        print_json(found)
+        return
+    _print_explained(found)
+
+
+def _period(start: str | None, end: str | None, tz: str) -> tuple[datetime, datetime]:
+    try:
+        zone = ZoneInfo(tz)
+    except (ZoneInfoNotFoundError, ValueError):
+        raise click.BadParameter(f"{tz!r} is not a time zone such as Europe/Berlin", param_hint="--tz") from None
+    now = datetime.now(UTC)
+    month = now.astimezone(zone).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    begins = month if start is None else _in_zone(start, zone)
+    ends = now + timedelta(seconds=1) if end is None else _in_zone(end, zone)
+    if begins > ends:
+        raise click.UsageError(f"--from {begins.isoformat()} is after --to {ends.isoformat()}.")
+    return begins, ends
+
+
+def _in_zone(text: str, zone: ZoneInfo) -> datetime:
+    """A date is its midnight in the zone; a moment without an offset is local there."""
+    moment = parse_moment(text)
+    has_offset = "Z" in text or "+" in text or text.count("-") > 2
+    return moment if has_offset else moment.replace(tzinfo=zone)
+
+
+def _ask(question: Callable[[Reports], Awaitable[T]]) -> T:
+    """Asks the database in force, after what is durable in the journals has reached it."""
+    settings = settings_with()
+    with database(settings) as url:
+
+        async def ask() -> T:
+            reports = Reports(url)
+            try:
+                behind = await _wait_until_shipped(settings.data_dir, reports)
+                if behind:
+                    click.echo(f"gateway: {behind} attempts are not in the database yet; figures lag.", err=True)
+                return await question(reports)
+            finally:
+                await reports.close()
+
+        try:
+            return asyncio.run(ask())
+        except StoreUnavailableError:
+            fail("the database cannot be reached.")
+
+
+async def _wait_until_shipped(data_dir: Path, reports: Reports) -> int:
+    """Waits a moment for a running gateway to ship what it has settled; how many entries are left behind."""
+    deadline = time.monotonic() + SHIPPED_SECONDS_MAX
+    while True:
+        behind = unshipped_entries(data_dir, await reports.journal_offsets())
+        if not behind or time.monotonic() >= deadline or not any(found.is_live for found in journals(data_dir)):
+            return behind
+        await asyncio.sleep(SHIPPED_POLL_SECONDS)
+
+
+def _print_explained(found: dict[str, Any]) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(f"Request {found['request_id']}, cost {found['cost']} USD", highlight=False)
+    candidates = Table(title="Candidates", title_justify="left")
+    for name in ("provider", "account", "upstream_model", "expected_cost_usd", "state", "excluded"):
+        candidates.add_column(name, overflow="fold")
+    for each in found["candidates"]:
+        values = (each["provider"], each["account"], each["upstream_model"], each["expected_cost_usd"], each["state"])
+        candidates.add_row(*(_text(value) for value in values), each["excluded"] or "")
+    console.print(candidates)
+    for attempt in found["attempts"]:
+        lines = Table(title=_attempt_title(attempt), title_justify="left")
+        for name in ("class", "tokens", "usd_per_million", "cost"):
+            lines.add_column(name, justify="left" if name == "class" else "right")
+        for line in attempt["lines"]:
+            lines.add_row(line["class"], f"{line['tokens']:,}", str(line["usd_per_million"]), str(line["cost"]))
+        lines.add_row("total", "", "", str(attempt["cost"]))
+        console.print(lines)
+
+
+def _attempt_title(attempt: dict[str, Any]) -> str:
+    how = attempt["status"] + (f" ({attempt['error_type']})" if attempt["error_type"] else "")
+    return (
+        f"Attempt {attempt['attempt']}: {attempt['provider']} ({attempt['account']}) {how}, "
+        f"usage {attempt['usage_source']}, price {attempt['price_id']}"
+    )
+
+
+def _text(value: Any) -> str:
+    return "–" if value is None else str(value)

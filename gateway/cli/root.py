@@ -1,0 +1,24 @@
+"""The command line: one group, one file per command or group of commands."""
+
+from __future__ import annotations
+
+import click
+
+from gateway import __version__
+from gateway.cli.demo import demo
+from gateway.cli.keys import keys
+from gateway.cli.migrate import migrate
+from gateway.cli.prices import prices
+from gateway.cli.report import report
+from gateway.cli.serve import serve
+from gateway.cli.simulator import simulator
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="gateway")
+def cli() -> None:
+    """One endpoint for Kimi's thinking models: routed by price, metered to the pico-dollar."""
+
+
+for command in (serve, demo, simulator, migrate, keys, report, prices):
+    cli.add_command(command)

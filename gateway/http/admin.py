@@ -1,0 +1,401 @@
+"""The admin API: JSON, one rule for who may what, lists by cursor, money as decimal strings and streamed.
+
+``admin`` may everything; ``finance`` may read money; nobody else may anything here.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import AsyncIterator, Awaitable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+from litestar import Request, Response, Router, delete, get, post
+from litestar.handlers import HTTPRouteHandler
+from litestar.params import Parameter
+from litestar.response import Stream
+
+from gateway.core import api_key
+from gateway.core.exchange import Principal, Role
+from gateway.core.keys import NAME_CHARACTERS_MAX, KeyGrant, KeyRecord, Period, parse_grace, parse_moment
+from gateway.core.money import Money
+from gateway.core.pricing import Price
+from gateway.core.refusal import Refusal, RefusalCode, RefusedError
+from gateway.http.services import Services
+from gateway.pipeline.authenticate import authenticate_administrator
+from gateway.pipeline.ports import StoreUnavailableError
+
+SECRET_BYTES: Final = 32
+FLUSH_SECONDS: Final = 5.0
+"""Money is read after what is durable has reached the database, or after this long."""
+ESTIMATES_AS_NUMBERS: Final = msgspec.json.Encoder(decimal_format="number")
+"""A plan's estimates are JSON numbers, as in ``/v1/route``; amounts of the ledger are decimal strings."""
+PAGE_MAX: Final = 1_000
+
+T = TypeVar("T")
+LedgerFormat = Literal["json", "jsonl", "csv"]
+
+
+class NewKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The body of ``POST /admin/keys``. ``budget`` is a decimal string of USD, ``expires`` a date or a moment."""
+
+    name: str
+    team: str | None = None
+    role: Literal["inference", "finance", "admin"] = "inference"
+    models: list[str] | None = None
+    providers: list[str] | None = None
+    rpm: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    tpm: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    concurrency: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    budget: str | None = None
+    period: Literal["day", "week", "month", "total"] | None = None
+    expires: str | None = None
+    tags: dict[str, str] = {}
+
+
+class Rotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The body of ``POST /admin/keys/{id}/rotate``."""
+
+    grace: str = "0s"
+
+
+def admin_routes(services: Services) -> list[Router]:
+    """Everything below ``/admin``."""
+    handlers = [*_key_routes(services), *_money_routes(services), *_operations_routes(services)]
+    return [Router("/admin", route_handlers=handlers, tags=["administration"])]
+
+
+async def require(services: Services, request: Request[Any, Any, Any], *roles: Role) -> Principal:
+    """Who asks, if their role is one of these. Raises RefusedError."""
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    principal = await authenticate_administrator(
+        headers, services.conductor.keys, services.admin_token.get_secret_value()
+    )
+    if principal.role not in roles:
+        wanted = " or ".join(role.value for role in roles)
+        raise RefusedError(
+            Refusal(
+                code=RefusalCode.ROLE_NOT_ALLOWED,
+                message=f"This needs the role {wanted}; this key's role is {principal.role.value}.",
+            )
+        )
+    return principal
+
+
+def _key_routes(services: Services) -> list[HTTPRouteHandler]:
+    @post("/keys", status_code=201, summary="Create a virtual key; its secret is in the answer, once")
+    async def create_key(request: Request[Any, Any, Any], data: NewKey) -> dict[str, object]:
+        await require(services, request, Role.ADMIN)
+        grant = grant_of(data, services)
+        secret = api_key.new_secret(os.urandom(SECRET_BYTES))
+        record, team_created = await _stored(
+            services.keys.create(grant, digest=api_key.digest(secret), hint=api_key.hint(secret))
+        )
+        return {"id": record.key_id, "key": secret, **key_json(record), "team_created": team_created}
+
+    @get("/keys", summary="List virtual keys, by id")
+    async def list_keys(
+        request: Request[Any, Any, Any],
+        cursor: str | None = None,
+        limit: Annotated[int, Parameter(ge=1, le=PAGE_MAX)] = 100,
+        team: str | None = None,
+    ) -> dict[str, object]:
+        await require(services, request, Role.ADMIN, Role.FINANCE)
+        found = await _stored(services.keys.list_keys(after=cursor, limit=limit + 1, team=team))
+        page = found[:limit]
+        following = page[-1].key_id if len(found) > limit else None
+        return {"data": [key_json(record) for record in page], "next_cursor": following}
+
+    @get("/keys/{key_id:str}", summary="Show a virtual key")
+    async def show_key(request: Request[Any, Any, Any], key_id: str) -> dict[str, object]:
+        await require(services, request, Role.ADMIN, Role.FINANCE)
+        return key_json(_found(await _stored(services.keys.show(key_id)), key_id))
+
+    @delete("/keys/{key_id:str}", status_code=200, summary="Revoke a virtual key")
+    async def revoke_key(request: Request[Any, Any, Any], key_id: str) -> dict[str, object]:
+        await require(services, request, Role.ADMIN)
+        return key_json(_found(await _stored(services.keys.revoke(key_id)), key_id))
+
+    @post("/keys/{key_id:str}/rotate", status_code=200, summary="Give a key a new secret; the old one ends after grace")
+    async def rotate_key(
+        request: Request[Any, Any, Any], key_id: str, data: Rotation | None = None
+    ) -> dict[str, object]:
+        await require(services, request, Role.ADMIN)
+        try:
+            grace = parse_grace((data or Rotation()).grace)
+        except ValueError as error:
+            raise invalid("grace", str(error)) from None
+        secret = api_key.new_secret(os.urandom(SECRET_BYTES))
+        rotated = services.keys.rotate(key_id, digest=api_key.digest(secret), hint=api_key.hint(secret), grace=grace)
+        record = _found(await _stored(rotated), key_id)
+        return {"id": record.key_id, "key": secret, **key_json(record)}
+
+    return [create_key, list_keys, show_key, revoke_key, rotate_key]
+
+
+def _money_routes(services: Services) -> list[HTTPRouteHandler]:
+    @get("/ledger", summary="Every upstream attempt of a period, one a line")
+    async def ledger(
+        request: Request[Any, Any, Any],
+        from_: Annotated[str | None, Parameter(query="from")] = None,
+        to: str | None = None,
+        format_: Annotated[LedgerFormat, Parameter(query="format")] = "jsonl",
+    ) -> Stream:
+        await require(services, request, Role.ADMIN, Role.FINANCE)
+        start, end = period(from_, to, now=services.conductor.clock.now())
+        await services.flush(FLUSH_SECONDS)
+        rows = services.reports.ledger(start, end)
+        first = await _stored(_first(rows))
+        return Stream(_RENDERED[format_](first, rows), media_type=_MEDIA_TYPES[format_])
+
+    @get("/reports/spend", summary="Spend by any mix of groups")
+    async def spend(
+        request: Request[Any, Any, Any],
+        from_: Annotated[str | None, Parameter(query="from")] = None,
+        to: str | None = None,
+        group_by: str = "key",
+        tz: str = "UTC",
+        format_: Annotated[LedgerFormat, Parameter(query="format")] = "json",
+    ) -> Response[bytes]:
+        await require(services, request, Role.ADMIN, Role.FINANCE)
+        start, end = period(from_, to, now=services.conductor.clock.now())
+        await services.flush(FLUSH_SECONDS)
+        groups = [group.strip() for group in group_by.split(",") if group.strip()]
+        try:
+            report = await _stored(services.reports.spend(start, end, group_by=groups, timezone=tz))
+        except ValueError as error:
+            raise invalid("group_by", str(error)) from None
+        return Response(render_report(report, format_), media_type=_MEDIA_TYPES[format_])
+
+    @get("/requests/{request_id:str}", summary="One request explained: candidates, attempts, every line of its cost")
+    async def explain(request: Request[Any, Any, Any], request_id: str) -> Response[bytes]:
+        await require(services, request, Role.ADMIN, Role.FINANCE)
+        await services.flush(FLUSH_SECONDS)
+        found = _found(await _stored(services.reports.explain(request_id)), request_id)
+        return Response(ESTIMATES_AS_NUMBERS.encode(found), media_type=_MEDIA_TYPES["json"])
+
+    return [ledger, spend, explain]
+
+
+def _operations_routes(services: Services) -> list[HTTPRouteHandler]:
+    @get("/providers", summary="Every provider account: limits, credential, health")
+    async def providers(request: Request[Any, Any, Any]) -> dict[str, object]:
+        await require(services, request, Role.ADMIN, Role.FINANCE)
+        return {"data": services.provider_states()}
+
+    @get("/prices", summary="Every price row, in USD per 1,000,000 tokens")
+    async def prices(request: Request[Any, Any, Any]) -> dict[str, object]:
+        await require(services, request, Role.ADMIN, Role.FINANCE)
+        return {"data": [price_json(row) for row in services.conductor.configuration.catalogue.prices.rows()]}
+
+    @post("/config/reload", status_code=200, summary="Read the configuration again; a bad one changes nothing")
+    async def reload(request: Request[Any, Any, Any]) -> dict[str, object]:
+        await require(services, request, Role.ADMIN)
+        try:
+            return await services.reload()
+        except ValueError as error:
+            raise invalid(None, str(error)) from None
+
+    return [providers, prices, reload]
+
+
+def grant_of(data: NewKey, services: Services) -> KeyGrant:
+    """A checked grant. Raises RefusedError naming the field."""
+    catalogue = services.conductor.configuration.catalogue
+    if not data.name.strip() or len(data.name) > NAME_CHARACTERS_MAX:
+        raise invalid("name", f"name is between 1 and {NAME_CHARACTERS_MAX} characters.")
+    models = None
+    if data.models is not None:
+        resolved = {name: catalogue.resolve(name) for name in data.models}
+        unknown = sorted(name for name, model in resolved.items() if model is None)
+        if unknown:
+            raise invalid("models", f"unknown models: {', '.join(unknown)}; known: {', '.join(catalogue.models)}.")
+        models = tuple(sorted({model.name for model in resolved.values() if model is not None}))
+    unknown = sorted(set(data.providers or ()) - set(catalogue.providers))
+    if unknown:
+        raise invalid("providers", f"unknown: {', '.join(unknown)}; known: {', '.join(catalogue.providers)}.")
+    if (data.budget is None) != (data.period is None):
+        raise invalid("period", "budget and period go together: an amount of USD per day, week, month or total.")
+    return KeyGrant(
+        name=data.name.strip(),
+        team=data.team or None,
+        role=Role(data.role),
+        models=models,
+        providers=None if data.providers is None else tuple(sorted(set(data.providers))),
+        rpm=data.rpm,
+        tpm=data.tpm,
+        concurrency=data.concurrency,
+        budget=None if data.budget is None else _budget(data.budget),
+        period=None if data.period is None else Period(data.period),
+        expires_at=None if data.expires is None else _moment("expires", data.expires),
+        tags=data.tags,
+    )
+
+
+def _budget(text: str) -> Money:
+    try:
+        amount = Money.from_usd(Decimal(text))
+    except (ValueError, InvalidOperation):
+        raise invalid("budget", f'{text!r} is not an amount of USD such as "25.00".') from None
+    if amount.pico < 0:
+        raise invalid("budget", "a budget is not negative.")
+    return amount
+
+
+def _moment(param: str, text: str) -> datetime:
+    try:
+        return parse_moment(text)
+    except ValueError as error:
+        raise invalid(param, str(error)) from None
+
+
+def period(start: str | None, end: str | None, *, now: datetime) -> tuple[datetime, datetime]:
+    """``from`` inclusive, ``to`` exclusive; without them the current month (UTC) so far. Raises RefusedError."""
+    month = now.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    begins = month if start is None else _moment("from", start)
+    ends = now + timedelta(seconds=1) if end is None else _moment("to", end)
+    if begins > ends:
+        raise invalid("to", f"the period ends ({ends.isoformat()}) before it begins ({begins.isoformat()}).")
+    return begins, ends
+
+
+def key_json(record: KeyRecord) -> dict[str, object]:
+    """A key under the interface's names."""
+    grant = record.grant
+    return {
+        "id": record.key_id,
+        "name": grant.name,
+        "team": grant.team,
+        "role": grant.role.value,
+        "models": grant.models,
+        "providers": grant.providers,
+        "rpm": grant.rpm,
+        "tpm": grant.tpm,
+        "concurrency": grant.concurrency,
+        "budget": None if grant.budget is None else str(grant.budget),
+        "period": None if grant.period is None else grant.period.value,
+        "expires": None if grant.expires_at is None else grant.expires_at.isoformat(),
+        "tags": dict(grant.tags),
+        "hint": f"…{record.hint}",
+        "created_at": record.created_at.isoformat(),
+        "revoked_at": None if record.revoked_at is None else record.revoked_at.isoformat(),
+    }
+
+
+def price_json(row: Price) -> dict[str, object]:
+    """A price row; amounts are decimal strings in USD per 1,000,000 tokens."""
+    write = row.cache_write
+    return {
+        "price_id": row.price_id,
+        "provider": row.provider,
+        "model": row.model,
+        "effective_from": row.effective_from.isoformat(),
+        "input": str(row.input),
+        "cached_input": None if row.cached_input is None else str(row.cached_input),
+        "cache_write": None if write is None else {ttl: str(unit) for ttl, unit in write.items()},
+        "output": str(row.output),
+        "source": row.source,
+        "checked_at": None if row.checked_at is None else row.checked_at.isoformat(),
+    }
+
+
+def invalid(param: str | None, message: str) -> RefusedError:
+    return RefusedError(Refusal(code=RefusalCode.INVALID_REQUEST, message=message, param=param))
+
+
+def render_report(report: dict[str, Any], form: LedgerFormat) -> bytes:
+    """A report in one of the formats; the CSV has the columns of the JSON's rows."""
+    if form == "json":
+        return msgspec.json.encode(report)
+    if form == "jsonl":
+        return b"".join(msgspec.json.encode(row) + b"\n" for row in report["rows"])
+    rows = report["rows"]
+    return b"".join(_csv_lines(rows, header=list(report["total"]) if not rows else list(rows[0])))
+
+
+def _csv_lines(rows: list[dict[str, Any]], *, header: list[str]) -> list[bytes]:
+    return [csv_line(header), *(csv_line([row[name] for name in header]) for row in rows)]
+
+
+def csv_line(values: list[Any]) -> bytes:
+    """One CSV line; nothing is empty, an object is JSON, a text that a spreadsheet would run is quoted as text."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\r\n").writerow([_cell(value) for value in values])
+    return buffer.getvalue().encode()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, dict | list):
+        return msgspec.json.encode(value).decode()
+    return str(value)
+
+
+Row = dict[str, Any]
+
+
+async def _first(rows: AsyncIterator[Row]) -> Row | None:
+    """The first row, so that a store that is away is told as a status and not in the middle of a body."""
+    return await anext(rows, None)
+
+
+async def _as_jsonl(first: Row | None, rows: AsyncIterator[Row]) -> AsyncIterator[bytes]:
+    if first is None:
+        return
+    yield msgspec.json.encode(first) + b"\n"
+    async for row in rows:
+        yield msgspec.json.encode(row) + b"\n"
+
+
+async def _as_json(first: Row | None, rows: AsyncIterator[Row]) -> AsyncIterator[bytes]:
+    yield b'{"data":['
+    if first is not None:
+        yield msgspec.json.encode(first)
+        async for row in rows:
+            yield b"," + msgspec.json.encode(row)
+    yield b"]}"
+
+
+async def _as_csv(first: Row | None, rows: AsyncIterator[Row]) -> AsyncIterator[bytes]:
+    yield csv_line(list(LEDGER_FIELDS))
+    if first is None:
+        return
+    yield csv_line([first[name] for name in LEDGER_FIELDS])
+    async for row in rows:
+        yield csv_line([row[name] for name in LEDGER_FIELDS])
+
+
+LEDGER_FIELDS: Final = (
+    *("attempt_id", "request_id", "attempt", "key_id", "key_name", "team", "tags", "surface", "model", "provider"),
+    *("account", "upstream_model", "served_model", "upstream_request_id", "started_at", "finished_at", "ttft_ms"),
+    *("status", "http_status", "error_type", "usage_source", "input_tokens", "cached_tokens", "cache_write_tokens"),
+    *("output_tokens", "reasoning_tokens", "reasoning_source", "price_id", "input_cost", "cached_cost"),
+    *("cache_write_cost", "output_cost", "fee_cost", "cost", "list_cost", "corrects"),
+)
+_RENDERED: Final = {"json": _as_json, "jsonl": _as_jsonl, "csv": _as_csv}
+_MEDIA_TYPES: Final = {"json": "application/json", "jsonl": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}
+
+
+async def _stored(answer: Awaitable[T]) -> T:
+    """What the store answers, or 503 while it is away."""
+    try:
+        return await answer
+    except StoreUnavailableError:
+        raise RefusedError(
+            Refusal(
+                code=RefusalCode.STORE_UNAVAILABLE,
+                message="The database is away just now; nothing is lost. Try again shortly.",
+                retry_after=5,
+            )
+        ) from None
+
+
+def _found(answer: T | None, name: str) -> T:
+    if answer is None:
+        raise RefusedError(Refusal(code=RefusalCode.NOT_FOUND, message=f"There is no {name!r} here."))
+    return answer
