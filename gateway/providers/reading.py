@@ -238,7 +238,7 @@ class AnswerReader:
 
     def _take_message(self, message: _Message, index: int) -> bool:
         if content := message.content:
-            self.content_bytes += len(content) if content.isascii() else _size(content)
+            self.content_bytes += _size(content)
             self._wrote.add(index)
             if self._opening is not None and self._opening != _THINK:
                 self._judge_opening(content)
@@ -246,7 +246,7 @@ class AnswerReader:
                 self._look_for_leak(content)
         reasoning = message.reasoning_content or message.reasoning
         if reasoning:
-            self.reasoning_bytes += len(reasoning) if reasoning.isascii() else _size(reasoning)
+            self.reasoning_bytes += _size(reasoning)
             if self._tail or "<" in reasoning:
                 self._look_for_leak(reasoning)
         if message.tool_calls or message.function_call or message.refusal:
@@ -258,11 +258,15 @@ class AnswerReader:
 
     def _take_calls(self, message: _Message, index: int) -> None:
         self._wrote.add(index)
-        self.content_bytes += _size(message.refusal)
-        functions = [call.function for call in message.tool_calls or ()]
-        for function in (*functions, message.function_call):
-            if function is not None:
-                self.tool_bytes += _size(function.name) + _size(function.arguments)
+        for call in message.tool_calls or ():
+            self._take_function(call.function)
+        if message.function_call or message.refusal:
+            self._take_function(message.function_call)
+            self.content_bytes += _size(message.refusal or "")
+
+    def _take_function(self, function: _Function | None) -> None:
+        if function is not None:
+            self.tool_bytes += _size(function.name or "") + _size(function.arguments or "")
 
     def _judge_opening(self, content: str) -> None:
         opening = ((self._opening or "") + content[:_LEAK_CHARACTERS_MAX]).lstrip()[: len(_THINK)]
@@ -368,8 +372,8 @@ def _whole_or_none(value: object) -> int | None:
     return value if type(value) is int else None
 
 
-def _size(text: str | None) -> int:
-    return len(text.encode("utf-8", "surrogatepass")) if text else 0
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _bounded(value: object, characters_max: int, depth: int = 0) -> object:

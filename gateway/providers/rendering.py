@@ -19,6 +19,7 @@ from gateway.core.exchange import InferenceRequest
 from gateway.providers.dialect import RenderedCall
 
 _TRUE: Final = msgspec.Raw(b"true")
+_REASONING: Final = b'"reasoning'
 _LIMITS: Final = frozenset({"max_tokens", "max_completion_tokens"})
 
 OPENAI_ONLY: Final = frozenset(
@@ -200,7 +201,16 @@ def _has_developer(rules: RequestRules, text: bytes) -> bool:
 
 
 def _has_alias(rules: RequestRules, text: bytes) -> bool:
-    return not rules.reasoning_alias and (b'"reasoning"' in text or b'"reasoning_details"' in text)
+    """One pass over what may be a megabyte, in which ``reasoning_content`` is to be expected."""
+    if rules.reasoning_alias:
+        return False
+    at = text.find(_REASONING)
+    while at >= 0:
+        at += len(_REASONING)
+        if text.startswith((b'"', b'_details"'), at):
+            return True
+        at = text.find(_REASONING, at)
+    return False
 
 
 def _rename_reasoning(members: dict[str, msgspec.Raw]) -> None:
