@@ -1,5 +1,4 @@
-"""Health is a state machine: (state, event, now) -> state. One failing subject is out for a growing while, and back
-by one probe at a time.
+"""Health is a state machine: (state, event, now) -> state; what fails is out a growing while, and back by one probe.
 
 Three kinds of subject: an account (credential, money, its own limits), a model at a provider (gone), and the circuit
 of provider x account x model (it breaks). Figures: Envoy's outlier detection and the retry budget of INTERFACE §3.
