@@ -260,7 +260,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "prices.toml").unlink()
     (tmp_path / "prices.toml").mkdir()
-    assert str(failure(tmp_path)).startswith(f"{tmp_path / 'prices.toml'}:1: The file cannot be read: ")
+    assert str(failure(tmp_path)).startswith(f"{tmp_path / 'prices.toml'}:1: The file cannot be read: Is a ")
 
 
 @pytest.mark.parametrize(
@@ -278,6 +278,15 @@ def test_what_is_not_toml_is_located(tmp_path: Path, text: str, line: int) -> No
     """By line, without a traceback, and together with the findings of the other files."""
     error = failure(write(tmp_path, prices=text, models=MODELS.replace("16_384", "0")))
     assert [(Path(each.file).name, each.line) for each in error.findings] == [("models.toml", 6), ("prices.toml", line)]
+
+
+def test_what_is_not_toml_is_explained(tmp_path: Path) -> None:
+    """In tomllib's words, with the position in front."""
+    error = failure(write(tmp_path, prices="a = 1\na = 2\n"))
+    assert str(error) == (
+        f"{tmp_path}/prices.toml:2: This is not TOML: cannot overwrite a value. "
+        "Mend: Correct the line, or the one before it."
+    )
 
 
 def test_a_file_of_other_bytes_is_located(tmp_path: Path) -> None:

@@ -284,6 +284,13 @@ def test_a_deployment_nobody_can_ask_for(tmp_path: Path) -> None:
     assert (finding.line, finding.mend) == (21, "Did you mean kimi-k2.6?")
 
 
+def test_a_model_has_a_name(tmp_path: Path) -> None:
+    """Blanks are none."""
+    findings = findings_of(tmp_path, GOOD | {M: GOOD[M] + '[models." "]\n'})
+    assert [(each.level, each.line) for each in findings] == [("error", 6), ("warning", 6)]
+    assert findings[0].message == "A model has an empty name."
+
+
 def test_successors_in_a_ring_are_refused(tmp_path: Path) -> None:
     """Routing from one to the next would never end."""
     ring = GOOD[M].replace('"kimi-k2.6"\n[', '"kimi-k2.6"\non_retired = "successor"\n[')

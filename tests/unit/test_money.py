@@ -21,6 +21,7 @@ from gateway.core.money import WHOLE_DIGITS_MAX, ZERO, Money, UnitPrice, decimal
         ("1E-12", 1),
         ("1.000000000000000000", 1_000_000_000_000),
         ("0E+999999", 0),
+        (f"1E+{WHOLE_DIGITS_MAX}", 10 ** (WHOLE_DIGITS_MAX + 12)),
     ],
 )
 def test_an_amount_is_a_whole_number_of_pico_dollars(text: str, pico: int) -> None:
