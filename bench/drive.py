@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from bench.prompts import Request
 
 ANSWER_SECONDS_MAX: Final = 300.0
 DONE: Final = b"data: [DONE]"
+_REQUEST_ID: Final = re.compile(r"\s*\(request id: [^)]*\)")  # the one part in which equal complaints differ
 
 Failed = Literal["no connection", "before the first byte", "in the stream", "answer cut", "wrong answer"]
 
@@ -154,7 +156,8 @@ def judge(request: Request, outcome: Outcome, body: bytes, *, content_type: str)
 def _words_of(body: bytes) -> str:
     try:
         error = json.loads(body)["error"]
-        return f"{error.get('code') or error.get('type')}: {error.get('message')}"[:300]
+        message = _REQUEST_ID.sub("", str(error.get("message")))
+        return f"{error.get('code') or error.get('type')}: {message}"[:300]
     except (ValueError, KeyError, TypeError, AttributeError):
         return body[:200].decode(errors="replace")
 

@@ -36,6 +36,7 @@ from bench.process import (
     accepts,
     allow_many_sockets,
     cpu_seconds,
+    descendants,
     free_ports,
     memory_bytes,
     pin,
@@ -107,6 +108,7 @@ class Server:
     running: Running | None
     figures: dict[str, list[float]] = field(default_factory=dict)
     bad: dict[str, int] = field(default_factory=dict)
+    database_seconds: float = 0.0
 
     def figure(self, kind: str) -> float | None:
         known = self.figures.get(kind)
@@ -145,12 +147,18 @@ _LARGE: Final = _large_body()
 async def _cpu(server: Server, load: Callable[[], Awaitable[Load]], *, expected: int) -> float:
     """CPU seconds of the server while it bears a load; what failed is noted with the server."""
     assert server.running is not None
-    before = {pid: cpu_seconds((pid,)) for pid in tree(server.running)}
+    before = _cpu_by_pid(server.running)
     done = await load()
     await asyncio.sleep(SETTLE_SECONDS)
-    spent = sum(cpu_seconds((pid,)) - before.get(pid, 0.0) for pid in tree(server.running))
+    spent = {pid: now - before.get(pid, 0.0) for pid, now in _cpu_by_pid(server.running).items()}
     _note(server, done, expected=expected)
-    return spent
+    elsewhere = set(descendants(server.running.also()))
+    server.database_seconds = sum(seconds for pid, seconds in spent.items() if pid in elsewhere)
+    return sum(spent.values())
+
+
+def _cpu_by_pid(running: Running) -> dict[int, float]:
+    return {pid: cpu_seconds((pid,)) for pid in tree(running)}
 
 
 def _note(server: Server, load: Load, *, expected: int) -> None:
@@ -163,7 +171,9 @@ def _note(server: Server, load: Load, *, expected: int) -> None:
 async def _request(server: Server, sizes: Sizes) -> float:
     request = post(server.port, _SMALL, key=server.key)
     load = lambda: closed_loop(server.port, request, count=sizes.requests, concurrency=32)  # noqa: E731
-    return await _cpu(server, load, expected=sizes.requests) / sizes.requests * 1e6
+    spent = await _cpu(server, load, expected=sizes.requests)
+    server.figures.setdefault("database", []).append(server.database_seconds / sizes.requests * 1e6)
+    return spent / sizes.requests * 1e6
 
 
 async def _burst(server: Server, sizes: Sizes) -> float:
@@ -402,6 +412,7 @@ def _compare_gateway(sizes: Sizes, console: Console, *, with_gateway: bool) -> d
         _run(servers, upstream, sizes, console)
     return {
         "rows": gateway_rows(bare, real),
+        "database_us_per_request": real.figure("database") if real else None,
         "rounds": {server.name: server.figures for server in servers},
         "skipped": skipped,
         "complaints": _complaints(servers),
@@ -443,6 +454,9 @@ def _finish(result: dict[str, Any], console: Console, *, as_json: bool, strict: 
     else:
         for complaint in result["complaints"]:
             console.print(f"unsound: {complaint}", markup=False)
+        if result.get("database_us_per_request") is not None:
+            spent = f"{result['database_us_per_request']:,.0f} µs of the gateway's CPU per request are its database's."
+            console.print(spent, style="dim")
         if result.get("skipped"):
             console.print(f"The gateway was not measured: {result['skipped']}", markup=False)
         console.print(f"{result['seconds']} s", style="dim")

@@ -145,8 +145,13 @@ def allow_many_sockets() -> None:
 
 def tree(running: Running) -> list[int]:
     """The pids of a process, of what it said belongs to it, and of all their descendants."""
+    return descendants((running.pid, *running.also()))
+
+
+def descendants(roots: Iterable[int]) -> list[int]:
+    """These pids and those of all their descendants."""
     found: dict[int, None] = {}
-    for root in (running.pid, *running.also()):
+    for root in roots:
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(root)
             found[root] = None

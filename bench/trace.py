@@ -39,23 +39,25 @@ PAGE_COLUMNS: Final = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failing:
-    """A provider fails from one share of the run's time to another."""
+    """A provider fails from one share of the run's time to another; ``more`` are further fields of the fault."""
 
     provider: str
     start: float
     end: float
     kind: str
+    more: dict[str, Any]
 
     @classmethod
     def parse(cls, text: str) -> Failing:
-        provider, *rest = text.split(":")
+        provider, _, rest = text.partition(":")
         try:
-            start, end, *kind = rest
-            failing = cls(
-                provider=provider, start=float(start), end=float(end), kind=kind[0] if kind else "unavailable"
-            )
+            start, end, *fault = rest.split(":", 2)
+            kind, *fields = (fault[0] if fault else "unavailable").split(",")
+            more = {name: json.loads(value) for name, _, value in (each.partition("=") for each in fields)}
+            failing = cls(provider=provider, start=float(start), end=float(end), kind=kind, more=more)
         except ValueError:
-            raise click.BadParameter(f"{text!r} is not PROVIDER:FROM:TO[:KIND], such as evolink:0.3:0.6.") from None
+            message = f"{text!r} is not PROVIDER:FROM:TO[:KIND[,FIELD=NUMBER…]], such as evolink:0.3:0.6."
+            raise click.BadParameter(message) from None
         if not 0 <= failing.start < failing.end:
             raise click.BadParameter(f"{text!r}: FROM and TO are shares of the run's time, FROM before TO.")
         return failing
@@ -63,7 +65,7 @@ class Failing:
     def fault(self, seconds: float) -> dict[str, Any]:
         """The order to the simulator, for a run of so many seconds that begins now."""
         window = (self.end - self.start) * seconds
-        return {"kind": self.kind, "after_seconds": self.start * seconds, "window_seconds": window}
+        return {**self.more, "kind": self.kind, "after_seconds": self.start * seconds, "window_seconds": window}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -377,8 +379,8 @@ _SHARE: Final = click.FloatRange(0, 1)
     "--fail",
     "failing",
     multiple=True,
-    metavar="PROVIDER:FROM:TO[:KIND]",
-    help="A provider fails from FROM to TO, as shares of the run; KIND is a simulator's fault. Repeatable.",
+    metavar="PROVIDER:FROM:TO[:KIND[,FIELD=NUMBER…]]",
+    help="A provider fails from FROM to TO, as shares of the run; KIND is a fault of the simulators'. Repeatable.",
 )
 @click.option(
     "--launch", "own", is_flag=True, help="Start simulators and a gateway for this run, and stop them after it."
