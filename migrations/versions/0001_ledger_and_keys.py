@@ -18,7 +18,7 @@ depends_on: str | Sequence[str] | None = None
 KEYS = """
 CREATE TABLE teams (
     name          text PRIMARY KEY CHECK (name <> ''),
-    budget_pico   bigint CHECK (budget_pico >= 0),
+    budget_pico   numeric CHECK (budget_pico >= 0 AND budget_pico = trunc(budget_pico)),
     budget_period text CHECK (budget_period IN ('day', 'week', 'month', 'total')),
     created_at    timestamptz NOT NULL,
     CHECK ((budget_pico IS NULL) = (budget_period IS NULL))
@@ -34,7 +34,7 @@ CREATE TABLE api_keys (
     rpm           bigint CHECK (rpm > 0),
     tpm           bigint CHECK (tpm > 0),
     concurrency   bigint CHECK (concurrency > 0),
-    budget_pico   bigint CHECK (budget_pico >= 0),
+    budget_pico   numeric CHECK (budget_pico >= 0 AND budget_pico = trunc(budget_pico)),
     budget_period text CHECK (budget_period IN ('day', 'week', 'month', 'total')),
     tags          jsonb NOT NULL CHECK (jsonb_typeof(tags) = 'object'),
     created_at    timestamptz NOT NULL,

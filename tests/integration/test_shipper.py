@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
-import socket
 import struct
 import zlib
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from pathlib import Path
 import msgspec
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from gateway.adapters.journal import JournalWriter, claim, journals
 from gateway.adapters.journal.outbox import Outbox
@@ -23,6 +21,7 @@ from gateway.adapters.postgres.shipper import Shipper, ShipperState, backoff_sec
 from gateway.core.exchange import AttemptStatus
 from gateway.core.ledger import LedgerEntry, Record
 from gateway.core.usage import NO_USAGE, Usage, UsageSource
+from tests.integration.lines import Line
 from tests.integration.samples import T0, entry, intent, plan, progress
 
 pytestmark = pytest.mark.integration
@@ -369,51 +368,6 @@ def test_old_segments_of_a_living_journal_go_when_shipped(
     clock.at = datetime.now(UTC) + timedelta(days=8)
     ship_once(journal, database_url, clock, *mixed_entries(200))
     assert len(list(journal.path.glob("*.seg"))) == 1
-
-
-class Line:
-    """A line to the database that is down until it is opened, and can be cut."""
-
-    def __init__(self, url: str) -> None:
-        self._target = conninfo_to_dict(url)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
-        self._server: asyncio.Server | None = None
-        self._pumps: set[asyncio.Task[None]] = set()
-
-    @property
-    def url(self) -> str:
-        return make_conninfo(**{**self._target, "host": "127.0.0.1", "port": self._port, "sslmode": "disable"})
-
-    async def open(self) -> None:
-        self._server = await asyncio.start_server(self._connect, "127.0.0.1", self._port)
-
-    async def cut(self) -> None:
-        """Every connection ends at once, and no new one is taken."""
-        if self._server is not None:
-            self._server.close()
-        for pump in self._pumps:
-            pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
-
-    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        host, port = str(self._target.get("host", "localhost")), self._target.get("port", 5432)
-        if host.startswith("/"):
-            far_reader, far_writer = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
-        else:
-            far_reader, far_writer = await asyncio.open_connection(host, int(port or 5432))
-        for source, target in ((reader, far_writer), (far_reader, writer)):
-            pump = asyncio.create_task(self._carry(source, target))
-            self._pumps.add(pump)
-            pump.add_done_callback(self._pumps.discard)
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(65_536):
-                writer.write(data)
-        finally:
-            writer.close()
 
 
 def test_a_database_that_is_away_delays_and_loses_nothing(

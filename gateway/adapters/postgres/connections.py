@@ -22,14 +22,17 @@ Connection = psycopg.AsyncConnection[dict[str, Any]]
 class Connections:
     """A small pool that opens on first use, in the event loop that uses it."""
 
-    def __init__(self, database_url: str, *, connections_max: int = CONNECTIONS_MAX) -> None:
+    def __init__(
+        self, database_url: str, *, connections_max: int = CONNECTIONS_MAX, wait_seconds_max: float = WAIT_SECONDS_MAX
+    ) -> None:
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             database_url,
             min_size=0,
             max_size=connections_max,
             open=False,
-            timeout=WAIT_SECONDS_MAX,
-            reconnect_timeout=WAIT_SECONDS_MAX,
+            timeout=wait_seconds_max,
+            reconnect_timeout=wait_seconds_max,
+            check=AsyncConnectionPool.check_connection,  # a restart of the server costs nobody a request
             kwargs={
                 "row_factory": dict_row,
                 "connect_timeout": int(WAIT_SECONDS_MAX),

@@ -19,7 +19,7 @@ from typing import Any, Final
 import psycopg
 from psycopg.types.json import Jsonb
 
-from gateway.adapters.postgres.connections import Connection, Connections
+from gateway.adapters.postgres.connections import WAIT_SECONDS_MAX, Connection, Connections
 from gateway.core.exchange import Principal, Role
 from gateway.core.keys import KeyGrant, KeyRecord, Period
 from gateway.core.money import Money
@@ -74,51 +74,101 @@ class _Known:
 class PostgresApiKeys:
     """Implements the ApiKeys port with a bounded memory of what was asked before."""
 
-    def __init__(self, database_url: str, *, clock: Clock) -> None:
-        self._connections = Connections(database_url)
+    def __init__(
+        self,
+        database_url: str,
+        *,
+        clock: Clock,
+        holders_max: int = CACHED_KEYS_MAX,
+        strangers_max: int = CACHED_STRANGERS_MAX,
+        wait_seconds_max: float = WAIT_SECONDS_MAX,
+    ) -> None:
+        self._connections = Connections(database_url, wait_seconds_max=wait_seconds_max)
         self._clock = clock
+        self._holders_max = holders_max
+        self._strangers_max = strangers_max
         self._version = 0
+        self._counted: int | None = None
+        self._is_away = False  # as far as the last question showed
+        self._is_watched = False  # by `run`, which notices when the database is back
         self._holders: OrderedDict[bytes, _Known] = OrderedDict()
         self._strangers: OrderedDict[bytes, _Known] = OrderedDict()
+        self._asking: dict[bytes, asyncio.Task[_Known]] = {}
 
     async def find(self, digest: bytes) -> Principal | None:
-        known = self._holders.get(digest) or self._strangers.get(digest)
+        known = self._holders.get(digest)
+        if known is not None:
+            self._holders.move_to_end(digest)
+        else:
+            known = self._strangers.get(digest)
         if known is None or known.version != self._version:
-            known = await self._look_up(digest, known)
+            known = await self._ask(digest, known)
         principal = known.principal
         if principal is None or (principal.expires_at is not None and self._clock.now() >= principal.expires_at):
             return None
         return principal
 
-    async def _look_up(self, digest: bytes, before: _Known | None) -> _Known:
+    async def _ask(self, digest: bytes, before: _Known | None) -> _Known:
+        """Asks once for all who want to know the same; nobody waits for a database that is known to be away."""
+        if self._is_away and before is not None and before.principal is not None:
+            return before
+        if self._is_away and self._is_watched:
+            raise StoreUnavailableError("the database is away")
+        asking = self._asking.get(digest)
+        if asking is None:
+            asking = asyncio.create_task(self._look_up(digest), name="key-look-up")
+            self._asking[digest] = asking
+            asking.add_done_callback(lambda asked: self._asked(digest, asked))
+        try:
+            return await asyncio.shield(asking)  # one caller's hang-up is not the others'
+        except StoreUnavailableError:
+            if before is not None and before.principal is not None:
+                return before
+            raise
+
+    def _asked(self, digest: bytes, asked: asyncio.Task[_Known]) -> None:
+        del self._asking[digest]
+        if not asked.cancelled():
+            asked.exception()  # seen, also when all who wanted to know have gone
+
+    async def _look_up(self, digest: bytes) -> _Known:
         version = self._version
         try:
             async with self._connections.transaction() as db:
                 row = await (await db.execute(_FIND, (digest,))).fetchone()
         except StoreUnavailableError:
-            if before is not None and before.principal is not None:
-                return before
+            self._is_away = True
             raise
+        self._is_away = False
         known = _Known(None if row is None else _principal(row), version)
         self._holders.pop(digest, None)
         self._strangers.pop(digest, None)
-        memory, most = (self._strangers, CACHED_STRANGERS_MAX) if row is None else (self._holders, CACHED_KEYS_MAX)
+        memory, most = (self._strangers, self._strangers_max) if row is None else (self._holders, self._holders_max)
         memory[digest] = known
         if len(memory) > most:
             memory.popitem(last=False)
         return known
 
+    async def refresh(self) -> None:
+        """Looks at the counter of changes: after this, what has changed is asked again. Raises
+        StoreUnavailableError."""
+        try:
+            async with self._connections.transaction() as db:
+                row = await (await db.execute("SELECT version FROM key_changes")).fetchone()
+        except StoreUnavailableError:
+            self._is_away = True
+            raise
+        self._is_away = False
+        if row is not None and row["version"] != self._counted:
+            self._counted = row["version"]
+            self._version += 1
+
     async def run(self, stop: asyncio.Event) -> None:
-        """Looks at the counter of changes until ``stop``; while the database is away, what is known stays."""
-        counted: int | None = None
-        was_away = False
+        """Refreshes twice a second until ``stop``; while the database is away, what is known stays."""
+        was_away, self._is_watched = False, True
         while not stop.is_set():
             try:
-                async with self._connections.transaction() as db:
-                    row = await (await db.execute("SELECT version FROM key_changes")).fetchone()
-                if row is not None and row["version"] != counted:
-                    counted = row["version"]
-                    self._version += 1
+                await self.refresh()
                 was_away = False
             except (StoreUnavailableError, psycopg.Error) as error:
                 if not was_away:
@@ -126,6 +176,10 @@ class PostgresApiKeys:
                 was_away = True
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), POLL_SECONDS)
+        self._is_watched = False
+        await self.close()
+
+    async def close(self) -> None:
         await self._connections.close()
 
 
@@ -228,7 +282,7 @@ def _record(row: Mapping[str, Any]) -> KeyRecord:
         rpm=row["rpm"],
         tpm=row["tpm"],
         concurrency=row["concurrency"],
-        budget=None if row["budget_pico"] is None else Money(row["budget_pico"]),
+        budget=None if row["budget_pico"] is None else Money(int(row["budget_pico"])),
         period=None if row["budget_period"] is None else Period(row["budget_period"]),
         expires_at=row["expires_at"],
         tags=row["tags"],

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from psycopg import sql
 from psycopg.rows import tuple_row
@@ -26,7 +26,8 @@ QUARTER: Final = timedelta(minutes=15)
 FETCH_ROWS: Final = 1_000
 TOKENS: Final = ("input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 COUNTS: Final = ("requests", "attempts")
-AMOUNTS: Final = {"cost": "cost_pico", "estimated_cost": "estimated_cost_pico"}
+AMOUNTS: Final = ("cost", "estimated_cost")
+MEASURES: Final = (*COUNTS, *TOKENS, *AMOUNTS)
 
 _GROUPS: Final = {
     "key": (("key", "key_name"), ("key_id", "key_id")),
@@ -54,11 +55,12 @@ class Reports:
     async def spend(
         self, start: datetime, end: datetime, *, group_by: Sequence[str], timezone: str
     ) -> dict[str, object]:
-        columns = _columns(group_by)
+        zone = _zone(timezone)
+        columns, tags = _columns(group_by)
         first, last = _quarter_after(start), _quarter_before(end)
         if first > last:
             first = last = end
-        bounds = {"start": start, "end": end, "first": first, "last": last, "tz": timezone}
+        bounds = {"start": start, "end": end, "first": first, "last": last, "tz": timezone, **tags}
         query = sql.SQL(statement("spend").decode()).format(
             groups=sql.SQL(", ").join([*(expression for _, expression in columns), sql.SQL("true")]),
             order=sql.SQL(", ").join(sql.SQL(str(number + 1)) for number in range(len(columns) + 1)),
@@ -66,13 +68,16 @@ class Reports:
         async with self._connections.transaction() as db:
             cursor = db.cursor(row_factory=tuple_row)
             found = await (await cursor.execute(query, bounds)).fetchall()
-        rows = [_spend_row([name for name, _ in columns], values) for values in found]
-        zone = ZoneInfo(timezone)
+        names = [name for name, _ in columns]
+        rows = [_spend_row(dict(zip(names, values, strict=False)), values[len(names) + 1 :]) for values in found]
+        sums = [values[len(names) + 1 :] for values in found]
         return {
             "from": moment_text(start) if timezone == "UTC" else start.astimezone(zone).isoformat(),
             "to": moment_text(end) if timezone == "UTC" else end.astimezone(zone).isoformat(),
             "rows": rows,
-            "total": _total(rows),
+            "total": _spend_row(
+                {}, [sum(map(int, column)) for column in zip(*sums, strict=True)] or [0] * len(MEASURES)
+            ),
         }
 
     async def ledger(self, start: datetime, end: datetime) -> AsyncIterator[dict[str, object]]:
@@ -119,9 +124,11 @@ class Reports:
         await self._connections.close()
 
 
-def _columns(group_by: Sequence[str]) -> list[tuple[str, sql.Composable]]:
-    """Name and expression of each group column. Raises ValueError for a group that does not exist."""
+def _columns(group_by: Sequence[str]) -> tuple[list[tuple[str, sql.Composable]], dict[str, str]]:
+    """Name and expression of each group column, and the parameters of those. Raises ValueError for a group that does
+    not exist."""
     columns: dict[str, sql.Composable] = {}
+    tags: dict[str, str] = {}
     for group in group_by:
         tag = _TAG.fullmatch(group)
         if group in _GROUPS:
@@ -129,45 +136,41 @@ def _columns(group_by: Sequence[str]) -> list[tuple[str, sql.Composable]]:
         elif group in _TIMES:
             pattern = sql.Literal(_TIMES[group])
             columns[group] = sql.SQL("to_char(at AT TIME ZONE %(tz)s, {})").format(pattern)
-        elif tag is not None:
-            columns[group] = sql.SQL("tags ->> {}").format(sql.Literal(tag[1]))
+        elif tag is not None and "\0" not in group:
+            parameter = f"tag_{len(tags)}"  # a parameter: a name may hold anything, also what psycopg would expand
+            tags[parameter] = tag[1]
+            columns[group] = sql.SQL("tags ->> {}::text").format(sql.Placeholder(parameter))
         else:
             known = ", ".join((*_GROUPS, *_TIMES, "tag:NAME"))
             raise ValueError(f"{group!r} is not something to group by; choose from {known}")
-    return list(columns.items())
+    return list(columns.items()), tags
 
 
-def _spend_row(names: Sequence[str], values: Sequence[Any]) -> dict[str, object]:
-    row: dict[str, object] = dict(zip(names, values, strict=False))
-    sums = values[len(names) + 1 :]
-    measures = (*COUNTS, *TOKENS)
-    row.update((name, int(value)) for name, value in zip(measures, sums, strict=False))
-    row.update((name, decimal_text(int(value))) for name, value in zip(AMOUNTS, sums[len(measures) :], strict=True))
-    return row
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"{name!r} is not a time zone such as Europe/Berlin") from None
 
 
-def _total(rows: Sequence[dict[str, Any]]) -> dict[str, object]:
-    total: dict[str, object] = {name: sum(row[name] for row in rows) for name in (*COUNTS, *TOKENS)}
-    total.update((name, _sum_text([row[name] for row in rows])) for name in AMOUNTS)
-    return total
-
-
-def _sum_text(amounts: Sequence[str]) -> str:
-    return decimal_text(sum(int(Decimal(amount).scaleb(12)) for amount in amounts))
+def _spend_row(groups: dict[str, object], sums: Sequence[Any]) -> dict[str, object]:
+    """A row of the report: its groups, then the measures; amounts are exact decimal strings."""
+    measures = zip(MEASURES, sums, strict=True)
+    return groups | {name: decimal_text(int(value)) if name in AMOUNTS else int(value) for name, value in measures}
 
 
 def _lines(row: dict[str, Any]) -> list[dict[str, object]]:
-    """The token classes of one attempt at their unit prices; a class without tokens has no line."""
+    """The token classes of one attempt at their unit prices, which add up to its cost; a class that is nothing has no
+    line, and one that a correction changed by an amount alone has no unit price."""
     uncached = row["input_tokens"] - (row["cached_tokens"] or 0) - row["cache_write_tokens"]
     tokens = (uncached, row["cached_tokens"] or 0, row["cache_write_tokens"], row["output_tokens"])
     lines: list[dict[str, object]] = []
     for (name, column), count in zip(_LINES, tokens, strict=True):
-        if count and row["usage_source"] != "none":
-            pico_per_token, rest = divmod(row[column], count)
-            assert rest == 0, "a line is tokens times a whole unit price"
-            price = decimal_text(pico_per_token, decimals=6)
-            cost = decimal_text(row[column])
-            lines.append({"class": name, "tokens": count, "usd_per_million": price, "cost": cost})
+        if row["usage_source"] == "none" or not (count or row[column]):
+            continue
+        pico_per_token, rest = divmod(row[column], count) if count else (0, row[column])
+        price = None if rest else decimal_text(pico_per_token, decimals=6)
+        lines.append({"class": name, "tokens": count, "usd_per_million": price, "cost": decimal_text(row[column])})
     if row["fee_pico"]:
         lines.append({"class": "fee", "tokens": 0, "usd_per_million": "0", "cost": decimal_text(row["fee_pico"])})
     return lines
