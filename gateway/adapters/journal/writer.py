@@ -41,6 +41,11 @@ BACKLOG_BYTES_MAX: Final = 64 * 1024 * 1024
 IDLE_SYNC_SECONDS: Final = 1.0
 """Records that nobody waits for are synced, and a fault is looked at again, after this long."""
 
+BUSY_WAITERS_MIN: Final = 4
+GATHER_SECONDS: Final = 0.002
+"""While that many wait for one sync, the next one waits this long for company: a sync and a change of threads cost as
+much as many records."""
+
 _CLOSE_SECONDS_MAX: Final = 30.0
 _SYNC_TRIES: Final = 2  # the segment, then the new one that replaces it
 
@@ -79,6 +84,8 @@ class JournalWriter:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._listeners: list[Callable[[], None]] = []
+        self._is_asked = False
+        self._is_busy = False
         self._thread = threading.Thread(target=self._run, name="journal-sync", daemon=True)
         self._thread.start()
 
@@ -169,9 +176,7 @@ class JournalWriter:
         self._loop = loop
         waiter: asyncio.Future[None] = loop.create_future()
         self._waiters.append((position, waiter))
-        with self._work:
-            self._wanted = max(self._wanted, position)
-            self._work.notify()
+        self._ask(loop)
         await waiter
 
     def close(self) -> None:
@@ -306,10 +311,30 @@ class JournalWriter:
         except RuntimeError:
             log.debug("the event loop of the journal in %s has ended", self.path)
 
-    # --- answering; on the event loop ------------------------------------------------------------------------------
+    # --- asking and answering; on the event loop -------------------------------------------------------------------
+
+    def _ask(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wakes the thread once a group: at once while few wait, after a moment's gathering while many do."""
+        if self._is_asked:
+            return
+        self._is_asked = True
+        if self._is_busy:
+            loop.call_later(GATHER_SECONDS, self._wake)
+        else:
+            self._wake()
+
+    def _wake(self) -> None:
+        if not self._waiters:
+            self._is_asked = False
+            return
+        with self._work:
+            self._wanted = max(self._wanted, self._waiters[-1][0])
+            self._work.notify()
 
     def _resolve(self, durable: int, fault: str | None) -> None:
         still: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._is_asked = False
+        self._is_busy = len(self._waiters) >= BUSY_WAITERS_MIN
         for position, waiter in self._waiters:
             if waiter.done():
                 continue
@@ -320,10 +345,8 @@ class JournalWriter:
             else:
                 still.append((position, waiter))
         self._waiters = still
-        if still:
-            with self._work:
-                self._wanted = max(self._wanted, *(position for position, _ in still))
-                self._work.notify()
+        if still and self._loop is not None:
+            self._ask(self._loop)
         for listener in self._listeners:
             listener()
 
