@@ -283,7 +283,8 @@ def configure(
             if secret is not None:
                 usable.add(pair)
             else:
-                LOGGER.warning("%s (%s) has no credential: %s is not set", card.name, account.name, reference)
+                where = f"set {reference.env}" if reference.env is not None else f"write it to {reference.file}"
+                LOGGER.warning("%s (%s) has no credential and is not routable: %s", card.name, account.name, where)
     return Configuration(catalogue=loaded.catalogue, usable_accounts=frozenset(usable)), credentials
 
 
