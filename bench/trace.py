@@ -105,8 +105,12 @@ class Run:
     outcomes: list[Outcome] = field(default_factory=list)
     verdict: Verdict = field(default_factory=Verdict)
     calls: list[dict[str, Any]] = field(default_factory=list)
-    kills: int = 0
+    restarts: list[float] = field(default_factory=list)
     seconds: float = 0.0
+
+    @property
+    def kills(self) -> int:
+        return len(self.restarts)
 
     @property
     def wrong(self) -> list[Outcome]:
@@ -164,8 +168,9 @@ async def _kill_again_and_again(ours: launch.Gateway, every: float, driving: asy
         if finished:
             return
         await asyncio.to_thread(ours.kill)
-        run.kills += 1
+        killed_at = time.monotonic()
         await asyncio.to_thread(ours.start)
+        run.restarts.append(time.monotonic() - killed_at)
 
 
 def _wait_until_quiet(simulators: Simulators) -> None:
@@ -243,6 +248,7 @@ def summary_of(run: Run) -> dict[str, Any]:
         "late_ms": _quantiles([outcome.late_seconds for outcome in outcomes]),
         "seconds": round(run.seconds, 1),
         "kills": run.kills,
+        "restart_seconds": [round(seconds, 2) for seconds in run.restarts],
         "calls_per_request": round(len(run.calls) / len(outcomes), 4) if outcomes else None,
         "refused_calls": dict(Counter(call["refused"] for call in run.calls if call["refused"])),
         "cached_share": round(sum(call["cached_tokens"] for call in run.calls) / prompt, 4) if prompt else None,
@@ -277,7 +283,9 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     table.add_row("upstream calls, of these refused", f"{summary.get('upstream_calls', 0):,}, {refused:,}")
     table.add_row("prompt tokens read from provider caches", _share(summary["cached_share"]))
     if summary["kills"]:
-        table.add_row("gateway killed and restarted", f"{summary['kills']} times")
+        table.add_row(
+            "gateway killed and restarted", f"{summary['kills']} times, ready after {_span(summary['restart_seconds'])}"
+        )
     _add_money(table, summary)
     console.print(table)
     for detail, count in summary["details"]:
@@ -317,6 +325,10 @@ def print_differences(summary: dict[str, Any], console: Console) -> None:
 def _usd(pico: int) -> str:
     whole, part = divmod(pico, PICO_PER_USD)
     return f"${whole:,}.{part:012d}"
+
+
+def _span(seconds: Sequence[float]) -> str:
+    return f"{min(seconds):.1f} to {max(seconds):.1f} s"
 
 
 def _share(share: float | None) -> str:
