@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
-from datetime import datetime
-from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 
 import click
@@ -19,8 +17,7 @@ from gateway.catalog import load
 from gateway.cli.common import CONFIG, JSON, database, expected_errors, fail, print_json, settings_with
 from gateway.core import api_key
 from gateway.core.exchange import Role
-from gateway.core.keys import KeyGrant, KeyRecord, Period, parse_grace, parse_moment
-from gateway.core.money import Money
+from gateway.core.keys import FieldError, KeyGrant, KeyRecord, Period, check_grant, parse_grace
 from gateway.http.admin import SECRET_BYTES, key_json
 from gateway.pipeline.ports import StoreUnavailableError
 
@@ -139,52 +136,24 @@ def rotate(key: str, grace: str, *, as_json: bool) -> None:
 def _grant(fields: dict[str, Any], config_dir: Any) -> KeyGrant:
     """The options as a checked grant. Raises click.UsageError."""
     catalogue = load(settings_with(config_dir=config_dir).config_dir, now=SystemClock().now()).catalogue
-    models = None
-    if fields["models"] is not None:
-        resolved = {name: catalogue.resolve(name) for name in _listed(fields["models"])}
-        unknown = [name for name, model in resolved.items() if model is None]
-        if unknown:
-            raise click.BadParameter(f"unknown: {', '.join(unknown)}", param_hint="--models")
-        models = tuple(sorted({model.name for model in resolved.values() if model is not None}))
-    providers = None if fields["providers"] is None else tuple(sorted(set(_listed(fields["providers"]))))
-    unknown = sorted(set(providers or ()) - set(catalogue.providers))
-    if unknown:
-        raise click.BadParameter(f"unknown: {', '.join(unknown)}", param_hint="--providers")
-    if (fields["budget"] is None) != (fields["period"] is None):
-        raise click.UsageError("--budget and --period go together.")
+    listed = {name: None if fields[name] is None else _listed(fields[name]) for name in ("models", "providers")}
     try:
-        return KeyGrant(
-            name=fields["name"].strip(),
-            team=fields["team"] or None,
-            role=Role(fields["role"]),
-            models=models,
-            providers=providers,
-            rpm=fields["rpm"],
-            tpm=fields["tpm"],
-            concurrency=fields["concurrency"],
-            budget=None if fields["budget"] is None else Money.from_usd(Decimal(fields["budget"])),
-            period=None if fields["period"] is None else Period(fields["period"]),
-            expires_at=_moment(fields["expires"]),
-            tags=_tags(fields["tags"]),
-        )
-    except (ValueError, InvalidOperation) as error:
-        raise click.UsageError(str(error)) from None
+        return check_grant(catalogue, **{**fields, **listed, "tags": _tags(fields["tags"])})
+    except FieldError as error:
+        option = "--tag" if error.field == "tags" else f"--{error.field}"
+        raise click.BadParameter(str(error), param_hint=option) from None
 
 
 def _listed(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _moment(text: str | None) -> datetime | None:
-    return None if text is None else parse_moment(text)
-
-
 def _tags(given: tuple[str, ...]) -> dict[str, str]:
     tags = {}
     for tag in given:
         name, equals, value = tag.partition("=")
-        if not name or not equals:
-            raise ValueError(f"--tag {tag!r} is not of the form name=value")
+        if not equals:
+            raise FieldError("tags", f"{tag!r} is not of the form name=value")
         tags[name] = value
     return tags
 

@@ -96,18 +96,11 @@ def _period(start: str | None, end: str | None, tz: str) -> tuple[datetime, date
         raise click.BadParameter(f"{tz!r} is not a time zone such as Europe/Berlin", param_hint="--tz") from None
     now = datetime.now(UTC)
     month = now.astimezone(zone).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    begins = month if start is None else _in_zone(start, zone)
-    ends = now + timedelta(seconds=1) if end is None else _in_zone(end, zone)
+    begins = month if start is None else parse_moment(start, zone)
+    ends = now + timedelta(seconds=1) if end is None else parse_moment(end, zone)
     if begins > ends:
         raise click.UsageError(f"--from {begins.isoformat()} is after --to {ends.isoformat()}.")
     return begins, ends
-
-
-def _in_zone(text: str, zone: ZoneInfo) -> datetime:
-    """A date is its midnight in the zone; a moment without an offset is local there."""
-    moment = parse_moment(text)
-    has_offset = "Z" in text or "+" in text or text.count("-") > 2
-    return moment if has_offset else moment.replace(tzinfo=zone)
 
 
 def _ask(question: Callable[[Reports], Awaitable[T]]) -> T:

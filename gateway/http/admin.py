@@ -9,20 +9,19 @@ import csv
 import io
 import os
 from collections.abc import AsyncIterator, Awaitable
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Annotated, Any, Final, Literal, TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 from litestar import Request, Response, Router, delete, get, post
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from litestar.response import Stream
 
 from gateway.core import api_key
 from gateway.core.exchange import Principal, Role
-from gateway.core.keys import NAME_CHARACTERS_MAX, KeyGrant, KeyRecord, Period, parse_grace, parse_moment
-from gateway.core.money import Money
+from gateway.core.keys import FieldError, KeyGrant, KeyRecord, check_grant, parse_grace, parse_moment
 from gateway.core.pricing import Price
 from gateway.core.refusal import Refusal, RefusalCode, RefusedError
 from gateway.http.services import Services
@@ -45,14 +44,14 @@ class NewKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     name: str
     team: str | None = None
-    role: Literal["inference", "finance", "admin"] = "inference"
+    role: str = "inference"
     models: list[str] | None = None
     providers: list[str] | None = None
-    rpm: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    tpm: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    concurrency: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    rpm: int | None = None
+    tpm: int | None = None
+    concurrency: int | None = None
     budget: str | None = None
-    period: Literal["day", "week", "month", "total"] | None = None
+    period: str | None = None
     expires: str | None = None
     tags: dict[str, str] = {}
 
@@ -88,7 +87,7 @@ async def require(services: Services, request: Request[Any, Any, Any], *roles: R
 
 def _key_routes(services: Services) -> list[HTTPRouteHandler]:
     @post("/keys", status_code=201, summary="Create a virtual key; its secret is in the answer, once")
-    async def create_key(request: Request[Any, Any, Any], data: NewKey) -> dict[str, object]:
+    async def create_key(request: Request[Any, Any, Any], data: JSONBody[NewKey]) -> dict[str, object]:
         await require(services, request, Role.ADMIN)
         grant = grant_of(data, services)
         secret = api_key.new_secret(os.urandom(SECRET_BYTES))
@@ -100,9 +99,9 @@ def _key_routes(services: Services) -> list[HTTPRouteHandler]:
     @get("/keys", summary="List virtual keys, by id")
     async def list_keys(
         request: Request[Any, Any, Any],
-        cursor: str | None = None,
-        limit: Annotated[int, Parameter(ge=1, le=PAGE_MAX)] = 100,
-        team: str | None = None,
+        cursor: FromQuery[str | None] = None,
+        limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX)] = 100,
+        team: FromQuery[str | None] = None,
     ) -> dict[str, object]:
         await require(services, request, Role.ADMIN, Role.FINANCE)
         found = await _stored(services.keys.list_keys(after=cursor, limit=limit + 1, team=team))
@@ -111,18 +110,18 @@ def _key_routes(services: Services) -> list[HTTPRouteHandler]:
         return {"data": [key_json(record) for record in page], "next_cursor": following}
 
     @get("/keys/{key_id:str}", summary="Show a virtual key")
-    async def show_key(request: Request[Any, Any, Any], key_id: str) -> dict[str, object]:
+    async def show_key(request: Request[Any, Any, Any], key_id: FromPath[str]) -> dict[str, object]:
         await require(services, request, Role.ADMIN, Role.FINANCE)
         return key_json(_found(await _stored(services.keys.show(key_id)), key_id))
 
     @delete("/keys/{key_id:str}", status_code=200, summary="Revoke a virtual key")
-    async def revoke_key(request: Request[Any, Any, Any], key_id: str) -> dict[str, object]:
+    async def revoke_key(request: Request[Any, Any, Any], key_id: FromPath[str]) -> dict[str, object]:
         await require(services, request, Role.ADMIN)
         return key_json(_found(await _stored(services.keys.revoke(key_id)), key_id))
 
     @post("/keys/{key_id:str}/rotate", status_code=200, summary="Give a key a new secret; the old one ends after grace")
     async def rotate_key(
-        request: Request[Any, Any, Any], key_id: str, data: Rotation | None = None
+        request: Request[Any, Any, Any], key_id: FromPath[str], data: JSONBody[Rotation | None] = None
     ) -> dict[str, object]:
         await require(services, request, Role.ADMIN)
         try:
@@ -141,9 +140,9 @@ def _money_routes(services: Services) -> list[HTTPRouteHandler]:
     @get("/ledger", summary="Every upstream attempt of a period, one a line")
     async def ledger(
         request: Request[Any, Any, Any],
-        from_: Annotated[str | None, Parameter(query="from")] = None,
-        to: str | None = None,
-        format_: Annotated[LedgerFormat, Parameter(query="format")] = "jsonl",
+        from_: Annotated[str | None, QueryParameter(name="from")] = None,
+        to: FromQuery[str | None] = None,
+        format_: Annotated[LedgerFormat, QueryParameter(name="format")] = "jsonl",
     ) -> Stream:
         await require(services, request, Role.ADMIN, Role.FINANCE)
         start, end = period(from_, to, now=services.conductor.clock.now())
@@ -155,14 +154,14 @@ def _money_routes(services: Services) -> list[HTTPRouteHandler]:
     @get("/reports/spend", summary="Spend by any mix of groups")
     async def spend(
         request: Request[Any, Any, Any],
-        from_: Annotated[str | None, Parameter(query="from")] = None,
-        to: str | None = None,
-        group_by: str = "key",
-        tz: str = "UTC",
-        format_: Annotated[LedgerFormat, Parameter(query="format")] = "json",
+        from_: Annotated[str | None, QueryParameter(name="from")] = None,
+        to: FromQuery[str | None] = None,
+        group_by: FromQuery[str] = "key",
+        tz: FromQuery[str] = "UTC",
+        format_: Annotated[LedgerFormat, QueryParameter(name="format")] = "json",
     ) -> Response[bytes]:
         await require(services, request, Role.ADMIN, Role.FINANCE)
-        start, end = period(from_, to, now=services.conductor.clock.now())
+        start, end = period(from_, to, now=services.conductor.clock.now(), zone=_zone(tz))
         await services.flush(FLUSH_SECONDS)
         groups = [group.strip() for group in group_by.split(",") if group.strip()]
         try:
@@ -172,7 +171,7 @@ def _money_routes(services: Services) -> list[HTTPRouteHandler]:
         return Response(render_report(report, format_), media_type=_MEDIA_TYPES[format_])
 
     @get("/requests/{request_id:str}", summary="One request explained: candidates, attempts, every line of its cost")
-    async def explain(request: Request[Any, Any, Any], request_id: str) -> Response[bytes]:
+    async def explain(request: Request[Any, Any, Any], request_id: FromPath[str]) -> Response[bytes]:
         await require(services, request, Role.ADMIN, Role.FINANCE)
         await services.flush(FLUSH_SECONDS)
         found = _found(await _stored(services.reports.explain(request_id)), request_id)
@@ -205,59 +204,31 @@ def _operations_routes(services: Services) -> list[HTTPRouteHandler]:
 
 def grant_of(data: NewKey, services: Services) -> KeyGrant:
     """A checked grant. Raises RefusedError naming the field."""
-    catalogue = services.conductor.configuration.catalogue
-    if not data.name.strip() or len(data.name) > NAME_CHARACTERS_MAX:
-        raise invalid("name", f"name is between 1 and {NAME_CHARACTERS_MAX} characters.")
-    models = None
-    if data.models is not None:
-        resolved = {name: catalogue.resolve(name) for name in data.models}
-        unknown = sorted(name for name, model in resolved.items() if model is None)
-        if unknown:
-            raise invalid("models", f"unknown models: {', '.join(unknown)}; known: {', '.join(catalogue.models)}.")
-        models = tuple(sorted({model.name for model in resolved.values() if model is not None}))
-    unknown = sorted(set(data.providers or ()) - set(catalogue.providers))
-    if unknown:
-        raise invalid("providers", f"unknown: {', '.join(unknown)}; known: {', '.join(catalogue.providers)}.")
-    if (data.budget is None) != (data.period is None):
-        raise invalid("period", "budget and period go together: an amount of USD per day, week, month or total.")
-    return KeyGrant(
-        name=data.name.strip(),
-        team=data.team or None,
-        role=Role(data.role),
-        models=models,
-        providers=None if data.providers is None else tuple(sorted(set(data.providers))),
-        rpm=data.rpm,
-        tpm=data.tpm,
-        concurrency=data.concurrency,
-        budget=None if data.budget is None else _budget(data.budget),
-        period=None if data.period is None else Period(data.period),
-        expires_at=None if data.expires is None else _moment("expires", data.expires),
-        tags=data.tags,
-    )
-
-
-def _budget(text: str) -> Money:
     try:
-        amount = Money.from_usd(Decimal(text))
-    except (ValueError, InvalidOperation):
-        raise invalid("budget", f'{text!r} is not an amount of USD such as "25.00".') from None
-    if amount.pico < 0:
-        raise invalid("budget", "a budget is not negative.")
-    return amount
+        return check_grant(services.conductor.configuration.catalogue, **msgspec.structs.asdict(data))
+    except FieldError as error:
+        raise invalid(error.field, str(error)) from None
 
 
-def _moment(param: str, text: str) -> datetime:
+def _zone(name: str) -> ZoneInfo:
     try:
-        return parse_moment(text)
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise invalid("tz", f"{name[:40]!r} is not a time zone such as Europe/Berlin.") from None
+
+
+def _moment(param: str, text: str, zone: tzinfo) -> datetime:
+    try:
+        return parse_moment(text, zone)
     except ValueError as error:
         raise invalid(param, str(error)) from None
 
 
-def period(start: str | None, end: str | None, *, now: datetime) -> tuple[datetime, datetime]:
-    """``from`` inclusive, ``to`` exclusive; without them the current month (UTC) so far. Raises RefusedError."""
-    month = now.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    begins = month if start is None else _moment("from", start)
-    ends = now + timedelta(seconds=1) if end is None else _moment("to", end)
+def period(start: str | None, end: str | None, *, now: datetime, zone: tzinfo = UTC) -> tuple[datetime, datetime]:
+    """``from`` inclusive, ``to`` exclusive; without them the current month so far. Raises RefusedError."""
+    month = now.astimezone(zone).replace(day=1, hour=0, minute=0, second=0, microsecond=0).astimezone(UTC)
+    begins = month if start is None else _moment("from", start, zone)
+    ends = now + timedelta(seconds=1) if end is None else _moment("to", end, zone)
     if begins > ends:
         raise invalid("to", f"the period ends ({ends.isoformat()}) before it begins ({begins.isoformat()}).")
     return begins, ends

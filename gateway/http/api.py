@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from litestar import MediaType, Request, Response, get
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath
 
 from gateway.core.catalogue import Catalogue
 from gateway.core.exchange import Principal
@@ -26,7 +27,7 @@ def public_routes(services: Services) -> list[HTTPRouteHandler]:
         return Response(body, media_type=MediaType.JSON)
 
     @get("/v1/models/{name:path}", summary="One model, by name or alias", tags=["inference"])
-    async def model(request: Request[Any, Any, Any], name: str) -> Response[bytes]:
+    async def model(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[bytes]:
         principal = await _principal(services, request)
         catalogue, pairs = _routable(services)
         asked = name.lstrip("/")
