@@ -24,6 +24,8 @@ class PrometheusTelemetry:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._counters: dict[tuple[Counter, tuple[str, ...]], Counter] = {}
+        self._histograms: dict[tuple[Histogram, tuple[str, ...]], Histogram] = {}
         route = ("provider", "account", "model")
         self._attempts = Counter(
             "gateway_attempts",
@@ -74,7 +76,7 @@ class PrometheusTelemetry:
 
     def attempt_settled(self, entry: LedgerEntry) -> None:
         route = (entry.provider, entry.account, entry.model)
-        self._attempts.labels(*route, entry.status, entry.error_type or "").inc()
+        self._counter(self._attempts, *route, entry.status, entry.error_type or "").inc()
         if entry.usage_source == "none":
             return
         uncached = entry.input_tokens - (entry.cached_tokens or 0) - entry.cache_write_tokens
@@ -85,10 +87,23 @@ class PrometheusTelemetry:
             ("output", entry.output_tokens),
         ):
             if tokens:
-                self._tokens.labels(*route, token_class, entry.usage_source).inc(tokens)
-        self._cost.labels(*route, entry.usage_source).inc(entry.cost_pico)
+                self._counter(self._tokens, *route, token_class, entry.usage_source).inc(tokens)
+        self._counter(self._cost, *route, entry.usage_source).inc(entry.cost_pico)
         if entry.ttft_ms is not None:
-            self._first_chunk.labels(*route).observe(entry.ttft_ms / 1000)
+            self._histogram(self._first_chunk, *route).observe(entry.ttft_ms / 1000)
+
+    def _counter(self, parent: Counter, *labels: str) -> Counter:
+        """The child for these labels, looked up without the library's lock; as many as configuration has."""
+        child = self._counters.get((parent, labels))
+        if child is None:
+            child = self._counters[(parent, labels)] = parent.labels(*labels)
+        return child
+
+    def _histogram(self, parent: Histogram, *labels: str) -> Histogram:
+        child = self._histograms.get((parent, labels))
+        if child is None:
+            child = self._histograms[(parent, labels)] = parent.labels(*labels)
+        return child
 
     def defect(self, error: Exception, *, request_id: str) -> None:
         self._defects.inc()
@@ -97,8 +112,8 @@ class PrometheusTelemetry:
     def exchange_ended(
         self, *, request_id: str, key_id: str, model: str, surface: str, status: int, seconds: float
     ) -> None:
-        self._exchanges.labels(model, surface, str(status)).inc()
-        self._seconds.labels(model, surface).observe(seconds)
+        self._counter(self._exchanges, model, surface, str(status)).inc()
+        self._histogram(self._seconds, model, surface).observe(seconds)
         LOGGER.info(
             "exchange",
             extra={

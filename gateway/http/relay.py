@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -22,6 +23,8 @@ DISCARD_BYTES_MAX: Final = 4 * BODY_BYTES_MAX
 """A body too large is read and thrown away up to here, so that its sender gets to see the refusal."""
 BODY_SECONDS_MAX: Final = 60.0
 HEADER_BYTES_MAX: Final = 32 * 1024
+HEADER_VALUE_MAX: Final = 4096
+_NOT_PRINTABLE: Final = re.compile(r"[^ -~]")
 UNREAD_SECONDS_MAX: Final = 60.0
 """A client that reads nothing for so long does not get the end of its answer."""
 
@@ -148,7 +151,7 @@ class AsgiReply:
 
 def header_value(text: str) -> bytes:
     """Text as a header value: one line of printable ASCII."""
-    return "".join(c if " " <= c <= "~" else "?" for c in text).encode("ascii")[:4096]
+    return _NOT_PRINTABLE.sub("?", text[:HEADER_VALUE_MAX]).encode("ascii")
 
 
 class OpenExchanges:
