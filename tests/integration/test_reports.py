@@ -21,7 +21,7 @@ from gateway.adapters.journal import JournalWriter
 from gateway.adapters.journal.outbox import Outbox
 from gateway.adapters.postgres.reports import MEASURES, Reports
 from gateway.adapters.postgres.shipper import Shipper
-from gateway.adapters.postgres.tables import LEDGER_COLUMNS, ledger_row_json
+from gateway.adapters.postgres.tables import LEDGER_COLUMNS, LEDGER_TYPES
 from gateway.core.exchange import AttemptStatus
 from gateway.core.ledger import LedgerEntry, Record
 from gateway.core.money import Money, decimal_text
@@ -231,10 +231,14 @@ def test_what_was_not_told_stays_absent(database_url: str, tmp_path: Path) -> No
 
 
 def test_the_table_has_the_columns_of_the_entry(db: psycopg.Connection) -> None:
-    """A field that is added to the entry needs a migration, and a column a field."""
-    query = "SELECT column_name FROM information_schema.columns WHERE table_name = 'ledger' ORDER BY ordinal_position"
-    assert tuple(name for (name,) in db.execute(query)) == (*LEDGER_COLUMNS, "recorded_at")
-    assert list(ledger_row_json(dict.fromkeys((*LEDGER_COLUMNS,), 0) | {"started_at": T0, "finished_at": T0}))
+    """A field that is added to the entry needs a migration, and a column a field; types are those that COPY sends."""
+    columns = """
+        SELECT attname, atttypid::regtype::text FROM pg_attribute
+        WHERE attrelid = 'ledger'::regclass AND attnum > 0 ORDER BY attnum
+    """
+    types = "SELECT name::regtype::text FROM unnest(%s::text[]) WITH ORDINALITY AS sent (name, n) ORDER BY n"
+    sent = [name for (name,) in db.execute(types, [[*LEDGER_TYPES, "timestamptz"]])]
+    assert db.execute(columns).fetchall() == list(zip((*LEDGER_COLUMNS, "recorded_at"), sent, strict=True))
 
 
 def test_a_request_is_explained_to_the_last_digit(database_url: str, tmp_path: Path) -> None:

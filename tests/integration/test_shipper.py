@@ -234,22 +234,24 @@ def test_two_shippers_at_once_ship_everything_once(
 def test_a_refused_record_is_set_aside_whole_and_the_batch_goes_on(
     journal: JournalWriter, db: psycopg.Connection, database_url: str, clock: SteppedClock
 ) -> None:
-    """Two records that no bigint holds and one that cannot be read: three dead letters, every other row shipped."""
+    """A number that no bigint holds, tokens below zero, an id that no index holds: three dead letters with their
+    reasons, and every other row of the batch shipped."""
     entries = mixed_entries(100)
-    huge = [
-        msgspec.structs.replace(entry(700 + n), output_pico=2**63, cost_pico=2**63, input_pico=0, cached_pico=0)
-        for n in range(2)
-    ]
-    shipping = ship_once(journal, database_url, clock, *entries[:40], huge[0], *entries[40:], huge[1])
+    huge = msgspec.structs.replace(entry(700), output_pico=2**63, cost_pico=2**63, input_pico=0, cached_pico=0)
+    negative = msgspec.structs.replace(entry(701), output_tokens=-1)
+    chance = random.Random(1)
+    long = entry(702, request_id="".join(chance.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=9_000)))
+    written = [*entries[:40], huge, *entries[40:99], negative, entries[99], long]
+    shipping = ship_once(journal, database_url, clock, *written)
     assert shipping.state().rows_added == 100
-    assert shipping.state().records_set_aside == 2
+    assert shipping.state().records_set_aside == 3
     assert rolled_up(db) == expected(entries)
-    letters = db.execute("SELECT payload, reason FROM ledger_dead_letters ORDER BY byte_offset, segment").fetchall()
-    assert {msgspec.msgpack.decode(payload)["attempt_id"] for payload, _ in letters} == {
-        huge[0].attempt_id,
-        huge[1].attempt_id,
-    }
-    assert all("out of range" in reason for _, reason in letters)
+    letters = db.execute("SELECT payload, reason FROM ledger_dead_letters ORDER BY segment, byte_offset").fetchall()
+    assert [msgspec.msgpack.decode(payload)["attempt_id"] for payload, _ in letters] == [
+        each.attempt_id for each in (huge, negative, long)
+    ]
+    for (_, reason), words in zip(letters, ("too big", "only_a_correction_is_negative", "index row"), strict=True):
+        assert words in reason
 
 
 def test_a_record_of_another_version_is_set_aside(

@@ -24,22 +24,23 @@ from gateway.adapters.journal.segments import (
     TAINTED_SUFFIX,
     JournalPosition,
     decode,
+    is_open,
     segment_numbers,
     segment_path,
 )
 from gateway.adapters.journal.writer import JournalWriter
-from gateway.core.ledger import Intent, Progress, Record
+from gateway.core.ledger import Record
 
 log = logging.getLogger(__name__)
 
 KEEP_DAYS: Final = 7
-READ_RECORDS_MAX: Final = 8_000
+READ_RECORDS_MAX: Final = 2_000
 """Records looked at in one read, intents and progress marks included."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One record to ship, and where the reading goes on after it. ``record`` is a reason where it cannot be read."""
+    """One record to ship, and where it begins. ``record`` is the reason where it cannot be read."""
 
     segment: int
     byte_offset: int
@@ -96,13 +97,11 @@ class Source:
                 end=limit.offset if number == limit.segment else None,
             )
             for frame in reader:
-                place = frame.end
                 looked_at += 1
-                record = decode(frame.payload)
-                if not isinstance(record, Intent | Progress):
-                    items.append(Item(frame.start.segment, frame.start.offset, frame.payload, record))
+                if not is_open(frame.payload):
+                    items.append(Item(number, frame.offset, frame.payload, decode(frame.payload)))
                 if len(items) == items_max or looked_at == READ_RECORDS_MAX:
-                    return Reading(items, place.segment, place.offset)
+                    return Reading(items, number, frame.end)
             place = reader.position
         return Reading(items, place.segment, place.offset)
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from gateway.adapters.journal.segments import HEADER, PAYLOAD_BYTES_MAX, Frame, JournalPosition
 
-_CHUNK_BYTES: Final = 1024 * 1024
+_CHUNK_BYTES: Final = 128 * 1024
 
 
 class SegmentReader:
@@ -42,9 +42,11 @@ class SegmentReader:
             while True:
                 begin = 0
                 while (payload := _payload(buffer, begin)) is not None:
-                    begin += HEADER.size + len(payload)
-                    start, self.offset = self.position, self.offset + HEADER.size + len(payload)
-                    yield Frame(start, self.position, payload)
+                    length = HEADER.size + len(payload)
+                    begin += length
+                    start = self.offset
+                    self.offset = start + length
+                    yield Frame(start, self.offset, payload)
                 buffer = buffer[begin:]
                 if not unread or _is_damaged(buffer):
                     break

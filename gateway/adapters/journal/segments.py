@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -38,12 +38,11 @@ class JournalPosition:
 START: Final = JournalPosition(0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One whole frame: where it begins, where the next one would, and its payload."""
+class Frame(NamedTuple):
+    """One whole frame of a segment: where it begins, where the next one would, and its payload."""
 
-    start: JournalPosition
-    end: JournalPosition
+    offset: int
+    end: int
     payload: bytes
 
 
@@ -60,6 +59,11 @@ _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final[msgspec.msgpack.Decoder[Intent | Progress | LedgerEntry | _PlanFrame]] = msgspec.msgpack.Decoder(
     Intent | Progress | LedgerEntry | _PlanFrame
 )
+
+
+_INTENT_TAG: Final = msgspec.msgpack.encode("t") + msgspec.msgpack.encode("intent")
+_PROGRESS_TAG: Final = msgspec.msgpack.encode("t") + msgspec.msgpack.encode("progress")
+_TAG_END: Final = 5 + len(_PROGRESS_TAG)  # the tag is the first field; a map's header is at most five bytes
 
 
 def encode_frame(record: Record) -> bytes:
@@ -80,6 +84,12 @@ def decode(payload: bytes) -> Record | str:
             request_id=record.request_id, made_at=record.made_at, key_id=record.key_id, plan=msgspec.Raw(record.plan)
         )
     return record
+
+
+def is_open(payload: bytes) -> bool:
+    """Whether this is an intent or a progress mark, which a ledger has no row for; far cheaper than decoding it."""
+    begin = payload[:_TAG_END]
+    return _INTENT_TAG in begin or _PROGRESS_TAG in begin
 
 
 def _travelling(record: Record) -> Intent | Progress | LedgerEntry | _PlanFrame:

@@ -16,16 +16,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Protocol
 
+import msgspec
 import psycopg
+from psycopg.types.json import set_json_dumps
 
 from gateway.adapters.postgres.sql import statement
-from gateway.adapters.postgres.tables import LEDGER_COLUMNS, row_of
+from gateway.adapters.postgres.tables import LEDGER_COLUMNS, LEDGER_TYPES, without_nul
 from gateway.core.ledger import LedgerEntry, PlanRecord, Record
 from gateway.pipeline.ports import Clock
 
 log = logging.getLogger(__name__)
 
 BATCH_ITEMS_MAX: Final = 1_000
+SLICE_ITEMS_MAX: Final = 100
+"""So many records are read, or written, before the requests in flight have their turn: about a millisecond."""
 POLL_SECONDS: Final = 1.0
 LINGER_SECONDS: Final = 0.05
 """At most one transaction per this long while records trickle in: each one costs as much as a hundred rows."""
@@ -37,7 +41,7 @@ CONNECT_SECONDS_MAX: Final = 5
 TCP_SECONDS_MAX: Final = 60
 REASON_LENGTH_MAX: Final = 1_000
 
-_COPY: Final = f"COPY ledger_staging ({', '.join(LEDGER_COLUMNS)}) FROM STDIN".encode()
+_COPY: Final = f"COPY ledger_staging ({', '.join(LEDGER_COLUMNS)}) FROM STDIN (FORMAT binary)".encode()
 _LOCK: Final = b"SELECT pg_advisory_xact_lock(hashtextextended('gateway.journal/' || %s, 0))"
 _OFFSET: Final = b"SELECT segment, byte_offset FROM journal_offsets WHERE journal_id = %s"
 _MOVE: Final = b"""
@@ -248,11 +252,10 @@ class Shipper:
         if place is None:
             place = await self._look_up(source)
         while place < end:
-            reading = source.read(*place, items_max=BATCH_ITEMS_MAX)
-            reached = (reading.segment, reading.byte_offset)
-            if reading.items:
+            items, reached = await _read_batch(source, place)
+            if items:
                 try:
-                    await self._ship(source, reading.items, reached)
+                    await self._ship(source, items, reached)
                 except _MovedError:
                     place = await self._look_up(source)
                     continue
@@ -280,35 +283,50 @@ class Shipper:
         return place
 
     async def _ship(self, source: Source, items: Sequence[Item], reached: Place) -> None:
-        """Ships records in order; halves a batch that the database refuses until the refused record is alone."""
-        try:
-            await self._commit(source, items, reached)
+        """Ships records in order: as they are, else without NUL and with their months made sure of, else in halves
+        until the refused record is alone."""
+        if await self._refused(source, items, reached) is None:
             return
-        except psycopg.Error as error:
+        self._months.clear()  # a month that somebody removed looks like a refusal too
+        reason = await self._refused(source, items, reached, clean=True)
+        if reason is None:
+            return
+        if len(items) == 1:
+            await self._commit(source, items, reached, set_aside=reason)
+            return
+        middle = len(items) // 2
+        await self._ship(source, items[:middle], (items[middle].segment, items[middle].byte_offset))
+        await self._ship(source, items[middle:], reached)
+
+    async def _refused(
+        self, source: Source, items: Sequence[Item], reached: Place, *, clean: bool = False
+    ) -> str | None:
+        """Commits, or answers why the database refuses this data. Raises for everything else."""
+        try:
+            await self._commit(source, items, reached, clean=clean)
+        except (psycopg.Error, OverflowError) as error:
             if not is_poison(error):
                 raise
-        if len(items) > 1:
-            middle = len(items) // 2
-            await self._ship(source, items[:middle], (items[middle].segment, items[middle].byte_offset))
-            await self._ship(source, items[middle:], reached)
-            return
-        self._months.clear()  # a month that somebody detached looks like a refusal too
-        try:
-            await self._commit(source, items, reached)
-        except psycopg.Error as error:
-            if not is_poison(error):
-                raise
-            await self._commit(source, items, reached, refused=_reason(error))
+            return _reason(error)
+        return None
 
     async def _commit(
-        self, source: Source, items: Sequence[Item], reached: Place, *, refused: str | None = None
+        self,
+        source: Source,
+        items: Sequence[Item],
+        reached: Place,
+        *,
+        clean: bool = False,
+        set_aside: str | None = None,
     ) -> None:
-        """One transaction. ``refused`` sets all of the items aside for that reason."""
+        """One transaction. ``set_aside`` is the reason to set all of the items aside."""
         unreadable = [(item, item.record) for item in items if isinstance(item.record, str)]
-        if refused is not None:
-            unreadable = [(item, refused) for item in items]
-        kept = [] if refused is not None else [item.record for item in items]
+        if set_aside is not None:
+            unreadable = [(item, set_aside) for item in items]
+        kept = [] if set_aside is not None else [item.record for item in items]
         entries = [record for record in kept if isinstance(record, LedgerEntry)]
+        if clean:
+            entries = [without_nul(entry) for entry in entries]
         plans = [record for record in kept if isinstance(record, PlanRecord)]
         await self._ensure_months(entries, plans)
         db = await self._connected()
@@ -363,6 +381,7 @@ class Shipper:
             self._stored.clear()  # a commit whose answer was lost may have moved them
             self._seen.clear()
             self._months.clear()
+            set_json_dumps(msgspec.json.encode, db)
             await db.execute(statement("session"))
         today = self._clock.now()
         if self._ahead_for != (today.month, today.day):
@@ -408,17 +427,32 @@ def backoff_seconds(failures: int, chance: float) -> float:
     return longest * (0.5 + chance / 2)
 
 
-def is_poison(error: psycopg.Error) -> bool:
+def is_poison(error: psycopg.Error | OverflowError) -> bool:
     """Whether the database refuses this data, and would refuse it again."""
-    if error.sqlstate is None:
-        return isinstance(error, psycopg.DataError)  # psycopg itself could not write a value down
+    if isinstance(error, OverflowError) or error.sqlstate is None:
+        return isinstance(error, OverflowError | psycopg.DataError)  # psycopg itself could not write a value down
     return error.sqlstate[:2] in _POISON_CLASSES
+
+
+async def _read_batch(source: Source, place: Place) -> tuple[list[Item], Place]:
+    """What there is to ship next, up to BATCH_ITEMS_MAX, and the place up to which everything has been looked at."""
+    items: list[Item] = []
+    while True:
+        reading = source.read(*place, items_max=SLICE_ITEMS_MAX)
+        items += reading.items
+        before, place = place, (reading.segment, reading.byte_offset)
+        if not reading.items or place == before or len(items) >= BATCH_ITEMS_MAX:
+            return items, place
+        await asyncio.sleep(0)
 
 
 async def _add_entries(cursor: psycopg.AsyncCursor, entries: Sequence[LedgerEntry]) -> int:
     async with cursor.copy(_COPY) as copy:
-        for entry in entries:
-            await copy.write_row(row_of(entry))
+        copy.set_types(LEDGER_TYPES)
+        for number, entry in enumerate(entries, start=1):
+            await copy.write_row(msgspec.structs.astuple(entry))
+            if number % SLICE_ITEMS_MAX == 0:
+                await asyncio.sleep(0)
     row = await (await cursor.execute(statement("ship_ledger"))).fetchone()
     assert row is not None
     return int(row[0])

@@ -1,7 +1,7 @@
-"""A ledger row is a LedgerEntry, column by column and under the same names; this is where values change clothes.
+"""A ledger row is a LedgerEntry, column by column, in the order and under the names of its fields.
 
-Columns are in the order of the struct's fields. What PostgreSQL cannot hold in a text (the character NUL) becomes the
-replacement character, because money must not wait for the spelling of a model's name.
+What PostgreSQL cannot hold in a text (the character NUL) becomes the replacement character, because money must not
+wait for the spelling of a model's name.
 """
 
 from __future__ import annotations
@@ -16,34 +16,37 @@ from gateway.core.ledger import LedgerEntry
 from gateway.core.money import decimal_text
 
 LEDGER_COLUMNS: Final[tuple[str, ...]] = LedgerEntry.__struct_fields__
+_TYPES: Final[Mapping[str, str]] = {
+    "is_final": "bool",
+    "tags": "jsonb",
+    "flags": "text[]",
+    **dict.fromkeys(("started_at", "finished_at"), "timestamptz"),
+    **dict.fromkeys(
+        ("attempt", "ttft_ms", "http_status", "input_tokens", "cached_tokens", "cache_write_tokens"), "int8"
+    ),
+    **dict.fromkeys(("output_tokens", "reasoning_tokens", "input_pico", "cached_pico", "cache_write_pico"), "int8"),
+    **dict.fromkeys(("output_pico", "fee_pico", "cost_pico", "list_pico"), "int8"),
+}
+LEDGER_TYPES: Final[tuple[str, ...]] = tuple(_TYPES.get(name, "text") for name in LEDGER_COLUMNS)
+"""What each column is sent as. int8 alone among the numbers refuses what does not fit."""
 
-_TAGS: Final = LEDGER_COLUMNS.index("tags")
-_FLAGS: Final = LEDGER_COLUMNS.index("flags")
 _NUL: Final = "\0"
 _REPLACEMENT: Final = "\ufffd"
 
-Row = tuple[object, ...]
+
+def without_nul(entry: LedgerEntry) -> LedgerEntry:
+    """The entry as PostgreSQL can hold it."""
+    return msgspec.structs.replace(entry, **{name: _clean(getattr(entry, name)) for name in LEDGER_COLUMNS})
 
 
-def row_of(entry: LedgerEntry) -> Row:
-    """The values of an entry as COPY takes them, in the order of LEDGER_COLUMNS."""
-    values = []
-    for name in LEDGER_COLUMNS:
-        value = getattr(entry, name)
-        if value.__class__ is str and _NUL in value:
-            value = value.replace(_NUL, _REPLACEMENT)
-        values.append(value)
-    values[_TAGS] = json_text(entry.tags)
-    values[_FLAGS] = [flag.replace(_NUL, _REPLACEMENT) for flag in entry.flags] if entry.flags else "{}"
-    return tuple(values)
-
-
-def json_text(tags: Mapping[str, str]) -> str:
-    """Tags as the text of a JSON object."""
-    if not tags:
-        return "{}"
-    clean = {name.replace(_NUL, _REPLACEMENT): value.replace(_NUL, _REPLACEMENT) for name, value in tags.items()}
-    return msgspec.json.encode(clean).decode()
+def _clean(value: object) -> object:
+    if isinstance(value, str):
+        return value.replace(_NUL, _REPLACEMENT)
+    if isinstance(value, list):
+        return [_clean(each) for each in value]
+    if isinstance(value, dict):
+        return {_clean(name): _clean(each) for name, each in value.items()}
+    return value
 
 
 def moment_text(moment: datetime) -> str:
