@@ -6,6 +6,7 @@ import click
 
 from gateway import __version__
 from gateway.cli.demo import demo
+from gateway.cli.doctor import doctor
 from gateway.cli.keys import keys
 from gateway.cli.migrate import migrate
 from gateway.cli.prices import prices
@@ -20,5 +21,5 @@ def cli() -> None:
     """One endpoint for Kimi's thinking models: routed by price, metered to the pico-dollar."""
 
 
-for command in (serve, demo, simulator, migrate, keys, report, prices):
+for command in (serve, demo, simulator, migrate, keys, report, prices, doctor):
     cli.add_command(command)
