@@ -35,10 +35,11 @@ from gateway.catalog import CatalogError, Loaded, load
 from gateway.core.failure import Failure, FailureClass
 from gateway.http.admin import admin_routes
 from gateway.http.application import create_application
-from gateway.http.services import Readiness, Services
+from gateway.http.protocol import BoundedHttpProtocol
+from gateway.http.services import BadConfigurationError, Readiness, Services
 from gateway.pipeline.conduct import Conductor, Configuration
 from gateway.pipeline.experience import Experience
-from gateway.settings import Settings, admin_token, environment, read_secret
+from gateway.settings import Settings, SettingsError, admin_token, environment, read_secret
 
 LOGGER: Final = logging.getLogger("gateway")
 SHUTDOWN_SECONDS: Final = 25.0
@@ -116,7 +117,7 @@ class Gateway:
             host=self.settings.host,
             port=self.settings.port,
             loop="uvloop",
-            http="httptools",
+            http=BoundedHttpProtocol,
             ws="none",
             lifespan="on",
             log_config=None,
@@ -173,9 +174,12 @@ class Gateway:
             watch.interrupt(failure)
 
     async def reload(self) -> dict[str, object]:
-        """Reads the configuration again; a bad one raises CatalogError and leaves the running one in force."""
-        loaded = await asyncio.to_thread(load, self.settings.config_dir, now=self.clock.now())
-        configuration, credentials = configure(self.settings, loaded, self._environ)
+        """Reads the configuration again; a bad one raises BadConfigurationError and leaves the running one in force."""
+        try:
+            loaded = await asyncio.to_thread(load, self.settings.config_dir, now=self.clock.now())
+            configuration, credentials = configure(self.settings, loaded, self._environ)
+        except (CatalogError, SettingsError, OSError) as error:
+            raise BadConfigurationError(str(error)) from None
         self.upstreams.credentials = credentials
         self.conductor.configuration = configuration
         tell_findings(loaded)
@@ -186,7 +190,7 @@ class Gateway:
     async def _reload_told(self) -> None:
         try:
             await self.reload()
-        except CatalogError as error:
+        except BadConfigurationError as error:
             LOGGER.error("configuration not reloaded; the running one stays in force: %s", error)  # noqa: TRY400
 
     async def readiness(self) -> Readiness:

@@ -14,17 +14,20 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
-from litestar import Request, Response, Router, delete, get, post
-from litestar.handlers import HTTPRouteHandler
+from litestar import Response, Router, delete, get, post
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from litestar.response import Stream
+from litestar.types import Guard
 
 from gateway.core import api_key
-from gateway.core.exchange import Principal, Role
+from gateway.core.exchange import Role
 from gateway.core.keys import FieldError, KeyGrant, KeyRecord, check_grant, parse_grace, parse_moment
 from gateway.core.pricing import Price
 from gateway.core.refusal import Refusal, RefusalCode, RefusedError
-from gateway.http.services import Services
+from gateway.http.relay import read_headers
+from gateway.http.services import BadConfigurationError, Services
 from gateway.pipeline.authenticate import authenticate_administrator
 from gateway.pipeline.ports import StoreUnavailableError
 
@@ -68,27 +71,32 @@ def admin_routes(services: Services) -> list[Router]:
     return [Router("/admin", route_handlers=handlers, tags=["administration"])]
 
 
-async def require(services: Services, request: Request[Any, Any, Any], *roles: Role) -> Principal:
-    """Who asks, if their role is one of these. Raises RefusedError."""
-    headers = {name.lower(): value for name, value in request.headers.items()}
-    principal = await authenticate_administrator(
-        headers, services.conductor.keys, services.admin_token.get_secret_value()
-    )
-    if principal.role not in roles:
-        wanted = " or ".join(role.value for role in roles)
-        raise RefusedError(
-            Refusal(
-                code=RefusalCode.ROLE_NOT_ALLOWED,
-                message=f"This needs the role {wanted}; this key's role is {principal.role.value}.",
-            )
+def only(services: Services, *roles: Role) -> list[Guard]:
+    """A guard that lets these roles in, before anything else of a request is looked at; it raises RefusedError."""
+
+    async def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+        headers = read_headers(connection.scope)
+        principal = await authenticate_administrator(
+            headers, services.conductor.keys, services.admin_token.get_secret_value()
         )
-    return principal
+        if principal.role not in roles:
+            wanted = " or ".join(role.value for role in roles)
+            raise RefusedError(
+                Refusal(
+                    code=RefusalCode.ROLE_NOT_ALLOWED,
+                    message=f"This needs the role {wanted}; this key's role is {principal.role.value}.",
+                )
+            )
+
+    return [guard]
 
 
 def _key_routes(services: Services) -> list[HTTPRouteHandler]:
-    @post("/keys", status_code=201, summary="Create a virtual key; its secret is in the answer, once")
-    async def create_key(request: Request[Any, Any, Any], data: JSONBody[NewKey]) -> dict[str, object]:
-        await require(services, request, Role.ADMIN)
+    readers = only(services, Role.ADMIN, Role.FINANCE)
+    writers = only(services, Role.ADMIN)
+
+    @post("/keys", status_code=201, summary="Create a virtual key; its secret is in the answer, once", guards=writers)
+    async def create_key(data: JSONBody[NewKey]) -> dict[str, object]:
         grant = grant_of(data, services)
         secret = api_key.new_secret(os.urandom(SECRET_BYTES))
         record, team_created = await _stored(
@@ -96,34 +104,32 @@ def _key_routes(services: Services) -> list[HTTPRouteHandler]:
         )
         return {"id": record.key_id, "key": secret, **key_json(record), "team_created": team_created}
 
-    @get("/keys", summary="List virtual keys, by id")
+    @get("/keys", summary="List virtual keys, by id", guards=readers)
     async def list_keys(
-        request: Request[Any, Any, Any],
         cursor: FromQuery[str | None] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX)] = 100,
         team: FromQuery[str | None] = None,
     ) -> dict[str, object]:
-        await require(services, request, Role.ADMIN, Role.FINANCE)
         found = await _stored(services.keys.list_keys(after=cursor, limit=limit + 1, team=team))
         page = found[:limit]
         following = page[-1].key_id if len(found) > limit else None
         return {"data": [key_json(record) for record in page], "next_cursor": following}
 
-    @get("/keys/{key_id:str}", summary="Show a virtual key")
-    async def show_key(request: Request[Any, Any, Any], key_id: FromPath[str]) -> dict[str, object]:
-        await require(services, request, Role.ADMIN, Role.FINANCE)
+    @get("/keys/{key_id:str}", summary="Show a virtual key", guards=readers)
+    async def show_key(key_id: FromPath[str]) -> dict[str, object]:
         return key_json(_found(await _stored(services.keys.show(key_id)), key_id))
 
-    @delete("/keys/{key_id:str}", status_code=200, summary="Revoke a virtual key")
-    async def revoke_key(request: Request[Any, Any, Any], key_id: FromPath[str]) -> dict[str, object]:
-        await require(services, request, Role.ADMIN)
+    @delete("/keys/{key_id:str}", status_code=200, summary="Revoke a virtual key", guards=writers)
+    async def revoke_key(key_id: FromPath[str]) -> dict[str, object]:
         return key_json(_found(await _stored(services.keys.revoke(key_id)), key_id))
 
-    @post("/keys/{key_id:str}/rotate", status_code=200, summary="Give a key a new secret; the old one ends after grace")
-    async def rotate_key(
-        request: Request[Any, Any, Any], key_id: FromPath[str], data: JSONBody[Rotation | None] = None
-    ) -> dict[str, object]:
-        await require(services, request, Role.ADMIN)
+    @post(
+        "/keys/{key_id:str}/rotate",
+        status_code=200,
+        summary="Give a key a new secret; the old one ends after grace",
+        guards=writers,
+    )
+    async def rotate_key(key_id: FromPath[str], data: JSONBody[Rotation | None] = None) -> dict[str, object]:
         try:
             grace = parse_grace((data or Rotation()).grace)
         except ValueError as error:
@@ -137,30 +143,28 @@ def _key_routes(services: Services) -> list[HTTPRouteHandler]:
 
 
 def _money_routes(services: Services) -> list[HTTPRouteHandler]:
-    @get("/ledger", summary="Every upstream attempt of a period, one a line")
+    readers = only(services, Role.ADMIN, Role.FINANCE)
+
+    @get("/ledger", summary="Every upstream attempt of a period, one a line", guards=readers)
     async def ledger(
-        request: Request[Any, Any, Any],
         from_: Annotated[str | None, QueryParameter(name="from")] = None,
         to: FromQuery[str | None] = None,
         format_: Annotated[LedgerFormat, QueryParameter(name="format")] = "jsonl",
     ) -> Stream:
-        await require(services, request, Role.ADMIN, Role.FINANCE)
         start, end = period(from_, to, now=services.conductor.clock.now())
         await services.flush(FLUSH_SECONDS)
         rows = services.reports.ledger(start, end)
         first = await _stored(_first(rows))
         return Stream(_RENDERED[format_](first, rows), media_type=_MEDIA_TYPES[format_])
 
-    @get("/reports/spend", summary="Spend by any mix of groups")
+    @get("/reports/spend", summary="Spend by any mix of groups", guards=readers)
     async def spend(
-        request: Request[Any, Any, Any],
         from_: Annotated[str | None, QueryParameter(name="from")] = None,
         to: FromQuery[str | None] = None,
         group_by: FromQuery[str] = "key",
         tz: FromQuery[str] = "UTC",
         format_: Annotated[LedgerFormat, QueryParameter(name="format")] = "json",
     ) -> Response[bytes]:
-        await require(services, request, Role.ADMIN, Role.FINANCE)
         start, end = period(from_, to, now=services.conductor.clock.now(), zone=_zone(tz))
         await services.flush(FLUSH_SECONDS)
         groups = [group.strip() for group in group_by.split(",") if group.strip()]
@@ -170,9 +174,12 @@ def _money_routes(services: Services) -> list[HTTPRouteHandler]:
             raise invalid("group_by", str(error)) from None
         return Response(render_report(report, format_), media_type=_MEDIA_TYPES[format_])
 
-    @get("/requests/{request_id:str}", summary="One request explained: candidates, attempts, every line of its cost")
-    async def explain(request: Request[Any, Any, Any], request_id: FromPath[str]) -> Response[bytes]:
-        await require(services, request, Role.ADMIN, Role.FINANCE)
+    @get(
+        "/requests/{request_id:str}",
+        summary="One request explained: candidates, attempts, every line of its cost",
+        guards=readers,
+    )
+    async def explain(request_id: FromPath[str]) -> Response[bytes]:
         await services.flush(FLUSH_SECONDS)
         found = _found(await _stored(services.reports.explain(request_id)), request_id)
         return Response(ESTIMATES_AS_NUMBERS.encode(found), media_type=_MEDIA_TYPES["json"])
@@ -181,22 +188,27 @@ def _money_routes(services: Services) -> list[HTTPRouteHandler]:
 
 
 def _operations_routes(services: Services) -> list[HTTPRouteHandler]:
-    @get("/providers", summary="Every provider account: limits, credential, health")
-    async def providers(request: Request[Any, Any, Any]) -> dict[str, object]:
-        await require(services, request, Role.ADMIN, Role.FINANCE)
+    readers = only(services, Role.ADMIN, Role.FINANCE)
+    writers = only(services, Role.ADMIN)
+
+    @get("/providers", summary="Every provider account: limits, credential, health", guards=readers)
+    async def providers() -> dict[str, object]:
         return {"data": services.provider_states()}
 
-    @get("/prices", summary="Every price row, in USD per 1,000,000 tokens")
-    async def prices(request: Request[Any, Any, Any]) -> dict[str, object]:
-        await require(services, request, Role.ADMIN, Role.FINANCE)
+    @get("/prices", summary="Every price row, in USD per 1,000,000 tokens", guards=readers)
+    async def prices() -> dict[str, object]:
         return {"data": [price_json(row) for row in services.conductor.configuration.catalogue.prices.rows()]}
 
-    @post("/config/reload", status_code=200, summary="Read the configuration again; a bad one changes nothing")
-    async def reload(request: Request[Any, Any, Any]) -> dict[str, object]:
-        await require(services, request, Role.ADMIN)
+    @post(
+        "/config/reload",
+        status_code=200,
+        summary="Read the configuration again; a bad one changes nothing",
+        guards=writers,
+    )
+    async def reload() -> dict[str, object]:
         try:
             return await services.reload()
-        except ValueError as error:
+        except BadConfigurationError as error:
             raise invalid(None, str(error)) from None
 
     return [providers, prices, reload]

@@ -24,7 +24,7 @@ def public_routes(services: Services) -> list[HTTPRouteHandler]:
         principal = await _principal(services, request)
         catalogue, pairs = _routable(services)
         body = chat_completions.render_models(catalogue, principal, at=services.conductor.clock.now(), routable=pairs)
-        return Response(body, media_type=MediaType.JSON)
+        return Response(body, media_type=MediaType.JSON, headers={"x-request-id": request.state.request_id})
 
     @get("/v1/models/{name:path}", summary="One model, by name or alias", tags=["inference"])
     async def model(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[bytes]:
@@ -41,7 +41,7 @@ def public_routes(services: Services) -> list[HTTPRouteHandler]:
                     param="model",
                 )
             )
-        return Response(body, media_type=MediaType.JSON)
+        return Response(body, media_type=MediaType.JSON, headers={"x-request-id": request.state.request_id})
 
     @get("/healthz", summary="Whether the process answers", tags=["operations"])
     async def healthz() -> dict[str, str]:

@@ -15,7 +15,7 @@ from gateway import __version__
 from gateway.http.api import public_routes
 from gateway.http.chat import chat_route, dry_run_route
 from gateway.http.errors import error_handlers
-from gateway.http.relay import BODY_BYTES_MAX
+from gateway.http.relay import BODY_BYTES_MAX, read_headers
 from gateway.http.services import Services
 
 Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
@@ -43,9 +43,10 @@ def create_application(
 
 
 def _give_request_id(services: Services) -> Callable[[Request[Any, Any, Any]], None]:
-    """Gives every request of the slower routes an id, for its answer and the log."""
+    """Gives every request of the slower routes an id, for its answer and the log, and looks at its headers' size."""
 
     def before_request(request: Request[Any, Any, Any]) -> None:
         request.state.request_id = services.conductor.ids.request_id()
+        read_headers(request.scope)
 
     return before_request

@@ -50,6 +50,9 @@ def _prepared(path: str, services: Services, act: Act) -> ASGIRouteHandler:
         request_id = services.conductor.ids.request_id()
         reply = AsgiReply(send, request_id)
         try:
+            if scope["method"] != "POST":  # type: ignore[typeddict-item]
+                await _refuse_method(reply, scope["path"], request_id)
+                return
             exchange = await _prepare(services, scope, receive, request_id)
             await act(exchange, reply, receive)
         except RefusedError as refused:
@@ -63,11 +66,17 @@ def _prepared(path: str, services: Services, act: Act) -> ASGIRouteHandler:
     return route
 
 
+async def _refuse_method(reply: AsgiReply, path: str, request_id: str) -> None:
+    """Only POST is answered here; HTTP wants that said in a header, too."""
+    refusal = Refusal(code=RefusalCode.METHOD_NOT_ALLOWED, message=f"Use POST for {path}.")
+    headers = {"content-type": "application/json", "x-request-id": request_id, "allow": "POST"}
+    await reply.start(refusal.http_status, headers)
+    await reply.finish(chat_completions.render_error(refusal, request_id=request_id))
+
+
 async def _prepare(services: Services, scope: Scope, receive: Receive, request_id: str) -> Exchange:
     """The key is checked before the body is read."""
     headers = read_headers(scope)
-    if scope["method"] != "POST":  # type: ignore[typeddict-item]
-        raise RefusedError(Refusal(code=RefusalCode.METHOD_NOT_ALLOWED, message=f"Use POST for {scope['path']}."))
     principal = await services.conductor.authenticate(headers)
-    body = await read_body(receive, headers)
+    body = await read_body(receive, headers, seconds_max=services.body_seconds_max)
     return services.conductor.prepare(request_id, principal, body, headers)

@@ -25,9 +25,11 @@ _CODE_OF_STATUS: Final = {
 }
 
 
-def refusal_response(refusal: Refusal, *, request_id: str) -> Response[bytes]:
-    """A refusal as a Litestar response."""
+def refusal_response(refusal: Refusal, *, request_id: str, allow: str | None = None) -> Response[bytes]:
+    """A refusal as a Litestar response. ``allow``: the methods that the path does take."""
     headers = {"x-request-id": request_id}
+    if allow is not None:
+        headers["allow"] = allow
     if refusal.retry_after is not None:
         headers["retry-after"] = str(max(1, round(refusal.retry_after)))
     return Response(
@@ -45,7 +47,8 @@ def error_handlers(ids: Ids) -> ExceptionHandlersMap:
         return refusal_response(error.refusal, request_id=_request_id(request, ids))
 
     def framework(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
-        return refusal_response(_refusal_of(request, error), request_id=_request_id(request, ids))
+        allow = (error.headers or {}).get("allow")
+        return refusal_response(_refusal_of(request, error), request_id=_request_id(request, ids), allow=allow)
 
     def defect(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
         request_id = _request_id(request, ids)

@@ -15,7 +15,7 @@ from litestar.types import Receive, Scope, Send
 
 from gateway.core.refusal import Refusal, RefusalCode, RefusedError
 from gateway.pipeline.conduct import Conductor, Exchange
-from gateway.pipeline.watch import Watch
+from gateway.pipeline.watch import HEARTBEAT_SECONDS, Watch
 from gateway.surfaces.chat_completions import HEARTBEAT
 
 BODY_BYTES_MAX: Final = 16 * 1024 * 1024
@@ -47,7 +47,7 @@ def read_headers(scope: Scope) -> dict[str, str]:
     return headers
 
 
-async def read_body(receive: Receive, headers: Mapping[str, str]) -> bytes:
+async def read_body(receive: Receive, headers: Mapping[str, str], *, seconds_max: float = BODY_SECONDS_MAX) -> bytes:
     """The whole body, bounded in size and time. Raises RefusedError; ConnectionError when the client left."""
     if headers.get("content-encoding", "identity").casefold() != "identity":
         raise RefusedError(
@@ -59,14 +59,14 @@ async def read_body(receive: Receive, headers: Mapping[str, str]) -> bytes:
             )
         )
     try:
-        async with asyncio.timeout(BODY_SECONDS_MAX):
+        async with asyncio.timeout(seconds_max):
             return await _collect(receive)
     except TimeoutError:
         raise RefusedError(
             Refusal(
                 code=RefusalCode.INVALID_REQUEST,
                 status=408,
-                message=f"The request's body did not arrive within {BODY_SECONDS_MAX:g} s.",
+                message=f"The request's body did not arrive within {seconds_max:g} s.",
             )
         ) from None
 
@@ -157,8 +157,9 @@ def header_value(text: str) -> bytes:
 class OpenExchanges:
     """The exchanges now running: owns their tasks, so that none outlives the gateway and none is lost."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
         self._open: dict[asyncio.Task[None], Watch] = {}
+        self._heartbeat_seconds = heartbeat_seconds
 
     def __len__(self) -> int:
         return len(self._open)
@@ -166,7 +167,7 @@ class OpenExchanges:
     def begin(self, conductor: Conductor, exchange: Exchange, reply: AsgiReply) -> tuple[asyncio.Task[None], Watch]:
         """Starts the exchange in a task of its own."""
         streams = exchange.admitted.request.stream
-        watch = Watch(heartbeat=reply.heartbeat if streams else None)
+        watch = Watch(heartbeat=reply.heartbeat if streams else None, heartbeat_seconds=self._heartbeat_seconds)
         task = asyncio.get_running_loop().create_task(_run(conductor, exchange, reply, watch))
         self._open[task] = watch
         task.add_done_callback(self._open.pop)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pydantic import SecretStr
 
 from gateway.core.refusal import Refusal, RefusalCode, RefusedError
-from gateway.http.relay import OpenExchanges
+from gateway.http.relay import BODY_SECONDS_MAX, OpenExchanges
 from gateway.pipeline.conduct import Conductor
 from gateway.pipeline.ports import KeyAdministration, MoneyReports
 
@@ -20,6 +20,10 @@ class Readiness:
     ready: bool
     problems: tuple[str, ...]
     details: dict[str, object]
+
+
+class BadConfigurationError(Exception):
+    """The configuration on disk cannot be used; the text says where and how to mend it. The running one stays."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,6 +41,7 @@ class Services:
     reload: Callable[[], Awaitable[dict[str, object]]]
     flush: Callable[[float], Awaitable[bool]]
     exchanges: OpenExchanges = field(default_factory=OpenExchanges)
+    body_seconds_max: float = BODY_SECONDS_MAX
     stopping: bool = False
 
     def refuse_while_stopping(self) -> None:

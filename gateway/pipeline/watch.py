@@ -50,6 +50,7 @@ class Watch:
         "_drain_until",
         "_ended",
         "_heartbeat",
+        "_heartbeat_seconds",
         "_last_word",
         "_loop",
         "_progressed",
@@ -63,9 +64,10 @@ class Watch:
         "writing_since",
     )
 
-    def __init__(self, *, heartbeat: Callable[[], None] | None) -> None:
+    def __init__(self, *, heartbeat: Callable[[], None] | None, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
         self._loop = asyncio.get_running_loop()
         self._heartbeat = heartbeat
+        self._heartbeat_seconds = heartbeat_seconds
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0
         self._cancelled = False
@@ -173,8 +175,8 @@ class Watch:
             due = (total, _timed_out(f"the answer took longer than {limits.total:g} s"))
         if self._drain_until < due[0]:
             due = (self._drain_until, _timed_out("the client is gone and the upstream would not end"))
-        if self._heartbeat is not None and self.last_write + HEARTBEAT_SECONDS < due[0]:
-            return (self.last_write + HEARTBEAT_SECONDS, None)
+        if self._heartbeat is not None and self.last_write + self._heartbeat_seconds < due[0]:
+            return (self.last_write + self._heartbeat_seconds, None)
         return due
 
     def _schedule(self, now: float) -> None:
