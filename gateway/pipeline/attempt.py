@@ -52,6 +52,7 @@ class Sight:
     choices_asked: int = 1
     sent: bool = False
     streamed: bool = False
+    whole_bytes: int = 0
     relayed: int = 0
     held: bytes = b""
     closing: bytes | None = None
@@ -133,6 +134,8 @@ async def _read_answer(
         )
     streamed = request.stream and "json" not in headers.get("content-type", "")
     if not streamed:
+        announced = headers.get("content-length", "")
+        sight.whole_bytes = min(int(announced), ANSWER_BYTES_MAX) if announced.isdecimal() else 0
         body = await _read_whole(answer, ANSWER_BYTES_MAX, needs, watch, sight)
         return _take_whole(this, card, dialect, body, sight, streamed=request.stream)
     sight.streamed = True
@@ -149,6 +152,8 @@ async def _read_whole(answer: UpstreamAnswer, bytes_max: int, needs: Attempting,
             sight.seen = replace(sight.seen, first_byte_at=needs.clock.now())
             watch.progressed()
         size += len(chunk)
+        if answer.status == 200:
+            sight.whole_bytes = max(sight.whole_bytes, size)
         if size > bytes_max:
             raise UpstreamFailedError(
                 Failure(kind=FailureClass.BROKEN, message=f"the upstream's answer is longer than {bytes_max} bytes")
@@ -392,12 +397,15 @@ def _estimated(
     *,
     aborted: bool,
 ) -> Usage:
-    """Input by the estimate; output by what was seen, or, where nothing could be seen, by the account's pace."""
+    """Input by the estimate. Output by the text of a stream that was seen, by the size that a whole body had or would
+    have had, or, where nothing could be seen, by the account's pace."""
     reader = sight.reader
     model = this.candidate.deployment.model
     size = reader.reasoning_bytes + reader.content_bytes + reader.tool_bytes
     output = needs.experience.output_tokens(model, size)
-    if not request.stream and sight.body is None and (aborted or failure is not None):
+    if sight.whole_bytes and not reader.has_content:
+        output = min(needs.experience.whole_tokens(model, sight.whole_bytes), this.output_limit * request.n)
+    elif not request.stream and sight.body is None and (aborted or failure is not None):
         pace = needs.experience.pace.get((this.candidate.provider, this.candidate.account))
         elapsed = max(0.0, (needs.clock.now() - this.started_at).total_seconds())
         expected = needs.experience.answer_length(model).expected(this.output_limit) * request.n

@@ -9,19 +9,22 @@ from gateway.core.estimate import AnswerLength, Calibration
 from gateway.core.routing import UNKNOWN_PACE, Pace
 
 PACE_WEIGHT: Final = 0.1
+WHOLE_FRAME_BYTES: Final = 400
+"""What a whole chat completion is besides its text: ids, names, usage."""
 INPUT_PRIOR: Final = Calibration()
 
 
 class Experience:
     """Learned per public model (tokenizers differ by model, not by provider) and, for pace, per account."""
 
-    __slots__ = ("_input", "_length", "_output", "_pace")
+    __slots__ = ("_input", "_length", "_output", "_pace", "_whole")
 
     def __init__(self) -> None:
         self._input: dict[str, Calibration] = {}
         self._output: dict[str, Calibration] = {}
         self._length: dict[str, AnswerLength] = {}
         self._pace: dict[tuple[str, str], Pace] = {}
+        self._whole: dict[str, Calibration] = {}
 
     @property
     def pace(self) -> Mapping[tuple[str, str], Pace]:
@@ -36,8 +39,24 @@ class Experience:
     def answer_length(self, model: str) -> AnswerLength:
         return self._length.get(model, AnswerLength())
 
-    def learn(self, model: str, *, input_bytes: int, input_tokens: int, output_bytes: int, output_tokens: int) -> None:
-        """One finished answer whose tokens the provider told."""
+    def whole_tokens(self, model: str, body_bytes: int) -> int:
+        """Output tokens of a whole answer whose body is so long, escapes and all but its frame counted."""
+        return self._whole.get(model, INPUT_PRIOR).tokens(max(0, body_bytes - WHOLE_FRAME_BYTES))
+
+    def learn(
+        self,
+        model: str,
+        *,
+        input_bytes: int,
+        input_tokens: int,
+        output_bytes: int,
+        output_tokens: int,
+        whole_bytes: int = 0,
+    ) -> None:
+        """One finished answer whose tokens the provider told; ``whole_bytes`` is its body's size if it had one."""
+        if whole_bytes:
+            before = self._whole.get(model, INPUT_PRIOR)
+            self._whole[model] = before.learn(whole_bytes - WHOLE_FRAME_BYTES, output_tokens)
         self._input[model] = self._input.get(model, INPUT_PRIOR).learn(input_bytes, input_tokens)
         self._output[model] = self._output.get(model, INPUT_PRIOR).learn(output_bytes, output_tokens)
         self._length[model] = self.answer_length(model).learn(output_tokens)

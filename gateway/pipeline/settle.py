@@ -42,6 +42,7 @@ def learn(entry: LedgerEntry, outcome: Outcome, experience: Experience, *, input
         input_tokens=entry.input_tokens,
         output_bytes=reader.reasoning_bytes + reader.content_bytes + reader.tool_bytes,
         output_tokens=entry.output_tokens,
+        whole_bytes=len(outcome.body or b""),
     )
     seconds = (entry.finished_at - entry.started_at).total_seconds()
     if seconds > 0 and entry.ttft_ms is not None:
