@@ -21,8 +21,10 @@ from gateway.adapters.journal.reader import SegmentReader
 from gateway.adapters.journal.recovery import recover
 from gateway.adapters.journal.segments import (
     SEGMENT_SUFFIX,
+    SYSCALLS,
     TAINTED_SUFFIX,
     JournalPosition,
+    Syscalls,
     decode,
     is_open,
     segment_numbers,
@@ -129,9 +131,10 @@ class Source:
 class Outbox:
     """The journals of one data directory, as the shipper of one worker sees them. Every function may block."""
 
-    def __init__(self, data_dir: Path, writer: JournalWriter | None = None) -> None:
+    def __init__(self, data_dir: Path, writer: JournalWriter | None = None, *, syscalls: Syscalls = SYSCALLS) -> None:
         """``writer`` None: there is no journal of our own, only those of the dead."""
         self._data_dir = data_dir
+        self._syscalls = syscalls
         self._writer = writer
 
     def own(self) -> Source | None:
@@ -146,7 +149,7 @@ class Outbox:
             if claimed is None:
                 continue
             try:
-                recovery = recover(claimed)
+                recovery = recover(claimed, syscalls=self._syscalls)
             except BaseException:
                 claimed.release()
                 raise

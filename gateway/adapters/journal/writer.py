@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from gateway.adapters.journal import folders
 from gateway.adapters.journal.folders import ClaimedJournal
@@ -50,6 +50,58 @@ _CLOSE_SECONDS_MAX: Final = 30.0
 _SYNC_TRIES: Final = 2  # the segment, then the new one that replaces it
 
 
+class Committer(Protocol):
+    """Who commits for a writer, off its event loop. One commit at a time."""
+
+    def start(self, commit: Callable[[], None]) -> None:
+        """Calls ``commit`` whenever it was asked for, and each IDLE_SYNC_SECONDS without."""
+        ...
+
+    def ask(self) -> None:
+        """A commit is wanted that begins after this call."""
+        ...
+
+    def stop(self, seconds_max: float) -> bool:
+        """Commits a last time and ends; whether that was done in time."""
+        ...
+
+
+class CommitThread:
+    """Implements ``Committer`` with a thread of its own."""
+
+    def __init__(self) -> None:
+        self._work = threading.Condition()
+        self._is_asked = False
+        self._is_stopping = False
+        self._thread: threading.Thread | None = None
+
+    def start(self, commit: Callable[[], None]) -> None:
+        self._thread = threading.Thread(target=self._run, args=(commit,), name="journal-sync", daemon=True)
+        self._thread.start()
+
+    def ask(self) -> None:
+        with self._work:
+            self._is_asked = True
+            self._work.notify()
+
+    def stop(self, seconds_max: float) -> bool:
+        assert self._thread is not None
+        with self._work:
+            self._is_stopping = True
+            self._work.notify()
+        self._thread.join(seconds_max)
+        return not self._thread.is_alive()
+
+    def _run(self, commit: Callable[[], None]) -> None:
+        is_last = False
+        while not is_last:
+            with self._work:
+                self._work.wait_for(lambda: self._is_asked or self._is_stopping, IDLE_SYNC_SECONDS)
+                self._is_asked = False
+                is_last = self._is_stopping
+            commit()
+
+
 class JournalWriter:
     """One worker's journal, open for writing. Implements the port ``Journal`` for one event loop."""
 
@@ -58,15 +110,16 @@ class JournalWriter:
         claimed: ClaimedJournal,
         *,
         syscalls: Syscalls = SYSCALLS,
+        committer: Committer | None = None,
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
         backlog_bytes_max: int = BACKLOG_BYTES_MAX,
     ) -> None:
+        """``committer`` None: a thread of its own."""
         self._claimed = claimed
         self._syscalls = syscalls
         self._segment_bytes_max = segment_bytes_max
         self._backlog_bytes_max = backlog_bytes_max
         self._lock = threading.Lock()
-        self._work = threading.Condition(self._lock)
         # Guarded by the lock. The frames past `_durable`, in order, are those unsynced and then those unwritten.
         self._segment: SegmentFile | None = None
         self._unclosed: list[SegmentFile] = []
@@ -77,7 +130,6 @@ class JournalWriter:
         self._backlog_bytes = 0
         self._durable = 0
         self._durable_end = START
-        self._wanted = 0
         self._fault: str | None = None
         self._is_closing = False
         # The event loop's own.
@@ -86,8 +138,8 @@ class JournalWriter:
         self._listeners: list[Callable[[], None]] = []
         self._is_asked = False
         self._is_busy = False
-        self._thread = threading.Thread(target=self._run, name="journal-sync", daemon=True)
-        self._thread.start()
+        self._committer = committer or CommitThread()
+        self._committer.start(self._commit_if_needed)
 
     @classmethod
     def open(
@@ -96,6 +148,7 @@ class JournalWriter:
         name: str,
         *,
         syscalls: Syscalls = SYSCALLS,
+        committer: Committer | None = None,
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
         backlog_bytes_max: int = BACKLOG_BYTES_MAX,
     ) -> Self:
@@ -103,6 +156,7 @@ class JournalWriter:
         return cls(
             folders.create(data_dir, name),
             syscalls=syscalls,
+            committer=committer,
             segment_bytes_max=segment_bytes_max,
             backlog_bytes_max=backlog_bytes_max,
         )
@@ -181,13 +235,11 @@ class JournalWriter:
 
     def close(self) -> None:
         """Makes durable what can be, stops the thread and gives the lock back. Blocks; idempotent."""
-        with self._work:
+        with self._lock:
             if self._is_closing:
                 return
             self._is_closing = True
-            self._work.notify()
-        self._thread.join(_CLOSE_SECONDS_MAX)
-        if self._thread.is_alive():
+        if not self._committer.stop(_CLOSE_SECONDS_MAX):
             log.error("the journal in %s does not sync; it is left as it is", self.path)
             return
         if self.backlog_records:
@@ -222,18 +274,13 @@ class JournalWriter:
             log.error("%s; new work is refused until that is mended", fault)
         self._fault = fault
 
-    # --- syncing; on the thread ------------------------------------------------------------------------------------
+    # --- syncing; where the committer calls ------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        while True:
-            with self._work:
-                self._work.wait_for(lambda: self._wanted > self._durable or self._is_closing, IDLE_SYNC_SECONDS)
-                is_last = self._is_closing
-                is_idle = not self._unsynced and self._fault is None
-            if not is_idle:
-                self._commit()
-            if is_last:
-                return
+    def _commit_if_needed(self) -> None:
+        with self._lock:
+            is_idle = not self._unsynced and self._fault is None
+        if not is_idle:
+            self._commit()
 
     def _commit(self) -> None:
         """One group: everything written by now becomes durable, or its waiters learn that it cannot."""
@@ -254,8 +301,6 @@ class JournalWriter:
                 self._settled(durable, end)
             break
         with self._lock:
-            if self._fault is not None:
-                self._wanted = 0  # whoever still waits learns the fault now; the next look is a second away
             outcome = (self._durable, self._fault)
         self._tell(*outcome)
 
@@ -327,9 +372,7 @@ class JournalWriter:
         if not self._waiters:
             self._is_asked = False
             return
-        with self._work:
-            self._wanted = max(self._wanted, self._waiters[-1][0])
-            self._work.notify()
+        self._committer.ask()
 
     def _resolve(self, durable: int, fault: str | None) -> None:
         still: deque[tuple[int, asyncio.Future[None]]] = deque()

@@ -135,14 +135,16 @@ class Shipper:
         clock: Clock,
         chance: Callable[[], float],
         pause: Callable[[float], Awaitable[None]] | None = None,
+        connect: Callable[[str], Awaitable[psycopg.AsyncConnection]] | None = None,
     ) -> None:
         """``chance`` answers numbers in [0, 1) for the jitter; ``pause`` waits that many seconds, by default on the
-        event loop and not past a stop."""
+        event loop and not past a stop; ``connect`` opens a connection in autocommit mode."""
         self._database_url = database_url
         self._outbox = outbox
         self._clock = clock
         self._chance = chance
         self._pause = pause or self._wait
+        self._connect = connect or connected
         self._db: psycopg.AsyncConnection | None = None
         self._stored: dict[str, Place] = {}  # what the database says
         self._seen: dict[str, Place] = {}  # what was looked at: past the former where there was nothing to ship
@@ -370,18 +372,11 @@ class Shipper:
 
     async def _connected(self) -> psycopg.AsyncConnection:
         if self._db is None or self._db.closed:
-            db = await psycopg.AsyncConnection.connect(
-                self._database_url,
-                autocommit=True,
-                connect_timeout=CONNECT_SECONDS_MAX,
-                application_name="gateway-shipper",
-                tcp_user_timeout=TCP_SECONDS_MAX * 1000,
-            )
+            db = await self._connect(self._database_url)
             self._db = db
             self._stored.clear()  # a commit whose answer was lost may have moved them
             self._seen.clear()
             self._months.clear()
-            set_json_dumps(msgspec.json.encode, db)
             await db.execute(statement("session"))
         today = self._clock.now()
         if self._ahead_for != (today.month, today.day):
@@ -419,6 +414,19 @@ class Shipper:
             if place >= wanted and not waiter.done():
                 waiter.set_result(None)
         self._flushes = [flush for flush in self._flushes if not flush[1].done()]
+
+
+async def connected(database_url: str) -> psycopg.AsyncConnection:
+    """A connection as the shipper needs it. Raises psycopg.Error."""
+    db = await psycopg.AsyncConnection.connect(
+        database_url,
+        autocommit=True,
+        connect_timeout=CONNECT_SECONDS_MAX,
+        application_name="gateway-shipper",
+        tcp_user_timeout=TCP_SECONDS_MAX * 1000,
+    )
+    set_json_dumps(msgspec.json.encode, db)
+    return db
 
 
 def backoff_seconds(failures: int, chance: float) -> float:
