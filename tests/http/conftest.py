@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 
-from tests.http.house import House, open_house
+from tests.http.house import House, Relay, open_house, open_relay
 from tests.http.raw_client import Wire
 
 Connect = Callable[..., Awaitable[Wire]]
@@ -28,6 +28,22 @@ def house(module_house: House) -> Iterator[House]:
     for simulator in module_house.simulators.values():
         simulator.faults.clear()
     module_house.gateway.health._states.clear()
+
+
+@pytest.fixture(scope="module")
+async def module_relay(
+    anyio_backend: str, module_database_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Relay]:
+    """One gateway over a scripted upstream for all tests of a module."""
+    async with open_relay(module_database_url, tmp_path_factory.mktemp("relay")) as relay:
+        yield relay
+
+
+@pytest.fixture
+def relay(module_relay: Relay) -> Relay:
+    """The module's gateway over a scripted upstream, as if it had just begun."""
+    module_relay.reset()
+    return module_relay
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import json
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 STREAM_HEAD = (
@@ -32,15 +32,30 @@ def chunk(data: bytes) -> bytes:
 LAST_CHUNK = b"0\r\n\r\n"
 
 
+class Reader(asyncio.StreamReader):
+    """Notices the end of what is sent when it comes, not when it is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = asyncio.Event()
+
+    def feed_eof(self) -> None:
+        super().feed_eof()
+        self.ended.set()
+
+    def set_exception(self, exc: BaseException) -> None:
+        super().set_exception(exc)
+        self.ended.set()
+
+
 @dataclass
 class Call:
     """One request as it arrived, and the means to answer it. ``left`` is set once the caller is gone."""
 
     head: str
     body: bytes
-    reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
-    left: asyncio.Event = field(default_factory=asyncio.Event)
+    left: asyncio.Event
 
     @property
     def json(self) -> Any:
@@ -89,7 +104,7 @@ class FakeUpstream:
             await self._arrived.wait_for(lambda: len(self.calls) >= number)
         return self.calls[number - 1]
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: Reader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
@@ -104,15 +119,15 @@ class FakeUpstream:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    async def _answer_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _answer_one(self, reader: Reader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         length = next(int(line.split(":")[1]) for line in head.lower().splitlines() if "content-length:" in line)
-        call = Call(head, await reader.readexactly(length), reader, writer)
+        call = Call(head, await reader.readexactly(length), writer, reader.ended)
         async with self._arrived:
             self.calls.append(call)
             self._arrived.notify_all()
         answering = asyncio.ensure_future(self.script(call))
-        leaving = asyncio.ensure_future(_leaving(call))
+        leaving = asyncio.ensure_future(reader.ended.wait())
         try:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
             return answering.done() and not answering.exception() and not writer.is_closing()
@@ -131,19 +146,16 @@ async def _nothing(_: Call) -> None:
     await asyncio.get_running_loop().create_future()
 
 
-async def _leaving(call: Call) -> None:
-    """Ends when the caller leaves: it has nothing more to say before its answer."""
-    while not call.reader.at_eof() and call.reader.exception() is None:
-        await asyncio.sleep(0.002)
-    call.left.set()
-
-
 @contextlib.asynccontextmanager
 async def fake_upstream() -> AsyncIterator[FakeUpstream]:
     """A fake provider on a free port of the loopback."""
     upstream = FakeUpstream()
-    server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0)
-    upstream.address = "http://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+
+    def protocol() -> asyncio.StreamReaderProtocol:
+        return asyncio.StreamReaderProtocol(Reader(), upstream.serve)  # type: ignore[arg-type]
+
+    server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
+    upstream.address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield upstream
     finally:

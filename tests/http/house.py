@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -20,6 +20,7 @@ from gateway.catalog import render_demo_config
 from gateway.settings import Settings
 from gateway.simulator import PROVIDERS, Simulator, running
 from gateway.simulator import Settings as Simulated
+from tests.http.fake_upstream import FakeUpstream, fake_upstream
 
 CONFIG = Path(__file__).parents[2] / "config"
 CREDENTIALS = {"MOONSHOT_API_KEY": "sk-test-m", "COMETAPI_KEY": "sk-test-c", "EVOLINK_API_KEY": "sk-test-e"}
@@ -117,6 +118,19 @@ class House:
         return found[0]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Relay:
+    """A gateway in front of one scripted upstream, which plays all three providers."""
+
+    house: House
+    upstream: FakeUpstream
+
+    def reset(self) -> None:
+        """Forgets what a test has made of the fake and of the gateway's opinion about it."""
+        self.upstream.calls.clear()
+        self.house.gateway.health._states.clear()
+
+
 def around_now() -> dict[str, str]:
     """A period that holds whatever a test does."""
     now = datetime.now(UTC)
@@ -154,7 +168,10 @@ async def serving(
         assert server.started, task.exception()
         url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
         async with httpx.AsyncClient(base_url=url, timeout=WAIT_SECONDS_MAX, trust_env=False) as client:
-            yield House(gateway=gateway, server=server, url=url, settings=settings, client=client)
+            house = House(
+                gateway=gateway, server=server, url=url, settings=settings, client=client, addresses=dict(addresses)
+            )
+            yield replace(house, key=(await house.make_key(name="tests"))["key"])
     finally:
         server.should_exit = True
         await task
@@ -168,18 +185,21 @@ async def open_house(
     simulated: Simulated | None = None,
     edits: Mapping[str, Edit] | None = None,
 ) -> AsyncIterator[House]:
-    """A gateway over the three simulated providers, with one inference key."""
-    simulators = [Simulator(provider, simulated or Simulated(seed=11)) for provider in PROVIDERS]
-    async with running(simulators) as addresses, serving(database_url, folder, addresses, edits) as bare:
-        async with asyncio.timeout(WAIT_SECONDS_MAX):
-            key = (await bare.make_key(name="tests"))["key"]
-        yield House(
-            gateway=bare.gateway,
-            server=bare.server,
-            url=bare.url,
-            settings=bare.settings,
-            client=bare.client,
-            simulators={simulator.provider: simulator for simulator in simulators},
-            addresses=dict(addresses),
-            key=key,
-        )
+    """A gateway over the three simulated providers."""
+    simulators = {provider: Simulator(provider, simulated or Simulated(seed=11)) for provider in PROVIDERS}
+    async with (
+        running(list(simulators.values())) as addresses,
+        serving(database_url, folder, addresses, edits) as house,
+    ):
+        yield replace(house, simulators=simulators)
+
+
+@contextlib.asynccontextmanager
+async def open_relay(
+    database_url: str, folder: Path, *, edits: Mapping[str, Edit] | None = None
+) -> AsyncIterator[Relay]:
+    """A gateway whose three providers are one fake."""
+    async with fake_upstream() as upstream:
+        addresses = dict.fromkeys(PROVIDERS, upstream.address)
+        async with serving(database_url, folder, addresses, edits) as house:
+            yield Relay(house=house, upstream=upstream)
