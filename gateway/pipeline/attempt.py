@@ -88,12 +88,14 @@ async def attempt(
     sight = Sight(choices_asked=request.n)
     failure: Failure | None = None
     aborted = False
+    is_whole = False
     answer: UpstreamAnswer | None = None
     try:
         with watch:
             sight.sent = True
             answer = await needs.upstreams.open(call)
             failure = await _read_answer(needs, this, request, card, dialect, watch, relay, answer, sight)
+            is_whole = failure is None
     except Interrupted as interrupted:
         if isinstance(interrupted.reason, ClientGone):
             aborted = True
@@ -106,7 +108,7 @@ async def attempt(
         failure = Failure(kind=FailureClass.DEFECT, message=type(defect).__name__)
     finally:
         if answer is not None:
-            answer.release(reusable=failure is None and not aborted)
+            answer.release(reusable=is_whole)
     if failure is not None and _lacks_only_its_end(sight, failure):
         failure = None
     aborted = aborted or (watch.client_gone and (failure is None or failure.kind is FailureClass.TIMED_OUT))

@@ -28,7 +28,7 @@ from gateway.core.catalogue import (
 )
 from gateway.core.exchange import Principal
 from gateway.core.failure import Failure, FailureClass
-from gateway.core.ledger import LedgerEntry, Record
+from gateway.core.ledger import Intent, LedgerEntry, Record
 from gateway.core.money import Money, UnitPrice
 from gateway.core.pricing import Price, PriceTable
 from gateway.core.refusal import RefusedError
@@ -169,9 +169,11 @@ class ScriptedUpstreams:
 
     def _check_intent(self, call: UpstreamCall) -> None:
         """Law L2: the intent is on the disk before an upstream is called."""
-        durable = self._journal.records[: self._journal.durable_count]
-        known = [record for record in durable if record in self._journal.intents()]
-        assert call.headers["x-gateway-attempt-id"] in {intent.attempt_id for intent in known}  # type: ignore[union-attr]
+        wanted = call.headers["x-gateway-attempt-id"]
+        positions = range(len(self._journal.records) - 1, -1, -1)
+        at = next(index for index in positions if getattr(self._journal.records[index], "attempt_id", None) == wanted)
+        assert isinstance(self._journal.records[at], Intent)
+        assert at < self._journal.durable_count
 
 
 # --- what clients see ------------------------------------------------------------------------------------------------
