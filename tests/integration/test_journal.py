@@ -21,6 +21,7 @@ from gateway.adapters.journal import (
     claim,
     decode,
     encode_frame,
+    folders,
     journal_id,
     journals,
 )
@@ -59,6 +60,10 @@ class FaultySyscalls(Syscalls):
         if self.truncate_errors:
             raise OSError(self.truncate_errors.pop(0), "told to fail")
         super().truncate(descriptor, size)
+
+    def fsync_directory(self, path: Path) -> None:
+        self.calls.append("fsync_directory")
+        super().fsync_directory(path)
 
     def fdatasync(self, descriptor: int) -> None:
         self.syncing.set()
@@ -112,7 +117,9 @@ def test_append_is_in_the_file_at_once_and_synced_before_durable_returns(
     assert records(journal.path) == [intent()]
     assert syscalls.calls == ["write"]
     until_durable(journal, position)
-    assert syscalls.calls == ["write", "fdatasync"]
+    assert syscalls.calls == ["write", "fdatasync", "fsync_directory"]
+    until_durable(journal, journal.append(entry()))
+    assert syscalls.calls[3:] == ["write", "fdatasync"]  # the file's name is on the disk already
 
 
 def test_durable_is_free_when_it_is_so_already(journal: JournalWriter, syscalls: FaultySyscalls) -> None:
@@ -251,6 +258,36 @@ def test_segments_rotate_by_size(tmp_path: Path) -> None:
     assert len(list(writer.path.glob("*.seg"))) > 4
     assert all(path.stat().st_size <= 2_000 for path in writer.path.glob("*.seg"))
     assert records(writer.path) == [intent(number) for number in range(20)]
+
+
+def test_a_failed_sync_of_a_full_segment_is_mended_with_the_one_after_it(
+    tmp_path: Path, syscalls: FaultySyscalls
+) -> None:
+    """Records of two segments wait for a sync, the first one's fails: all of them go to a third, in order."""
+    writer = JournalWriter.open(tmp_path, "j1", syscalls=syscalls, segment_bytes_max=1_600)
+    syscalls.sync_errors = [errno.EIO]
+    with writer._lock:  # no sync comes in between
+        for number in range(3):
+            writer._write(encode_frame(intent(number)))
+            writer._backlog_bytes += len(encode_frame(intent(number)))
+    until_durable(writer, writer.append(intent(3)))
+    writer.close()
+    assert [path.stem for path in sorted(writer.path.glob("*.seg"))] == ["00000003", "00000004"]
+    assert records(writer.path) == [intent(number) for number in range(4)]
+
+
+def test_the_lock_of_a_folder_that_was_removed_meanwhile_claims_nothing(tmp_path: Path) -> None:
+    """Two workers wait for one dead journal; the first removes it, and another of that name appears."""
+    folder = tmp_path / "j1"
+    folder.mkdir()
+    descriptor = folders._open_lock(folder)
+    assert folders._is_still_there(folder, descriptor)
+    (folder / "lock").unlink()
+    assert not folders._is_still_there(folder, descriptor)
+    os.close(folders._open_lock(folder))
+    assert not folders._is_still_there(folder, descriptor)
+    os.close(descriptor)
+    assert claim(tmp_path / "nowhere") is None
 
 
 def test_a_backlog_is_bounded(tmp_path: Path, syscalls: FaultySyscalls) -> None:

@@ -180,6 +180,35 @@ def test_a_secret_is_asked_for_once(database_url: str, db: psycopg.Connection) -
     with_keys(database_url, scenario)
 
 
+def test_one_caller_s_hang_up_is_not_the_others(database_url: str) -> None:
+    """Two ask for the same key; the first one goes away, and the second gets the answer."""
+
+    async def scenario(keys: PostgresApiKeys, store: KeyStore) -> None:
+        await store.create(KeyGrant(name="one"), digest=digest("one"), hint="1")
+        first, second = (asyncio.create_task(keys.find(digest("one"))) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert await second is not None
+        assert first.cancelled()
+
+    with_keys(database_url, scenario)
+
+
+def test_a_restart_of_the_database_costs_nobody_a_request(database_url: str, db: psycopg.Connection) -> None:
+    """Connections that the server has ended are noticed before they are used."""
+
+    async def scenario(keys: PostgresApiKeys, store: KeyStore) -> None:
+        assert await keys.find(digest("one")) is None
+        ended = db.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        assert ended.fetchall() == [(True,)]
+        assert await keys.find(digest("two")) is None
+
+    with_keys(database_url, scenario)
+
+
 def test_the_memory_of_strangers_and_holders_is_bounded(database_url: str) -> None:
     """Random keys cost memory for some and no more; the key used last is forgotten last."""
 

@@ -40,6 +40,15 @@ SUMS = ", ".join(
     )
 )
 
+OUTAGE = """
+CREATE FUNCTION outage() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'away' USING ERRCODE = 'cannot_connect_now';
+END $$;
+CREATE TRIGGER outage BEFORE INSERT ON ledger FOR EACH ROW WHEN (NEW.attempt_id = 'att_00000035')
+    EXECUTE FUNCTION outage();
+"""
+
 
 class SteppedClock:
     """A clock that stands still until it is moved."""
@@ -229,6 +238,53 @@ def test_two_shippers_at_once_ship_everything_once(
 
     assert sum(asyncio.run(scenario())) == 3_000
     assert rolled_up(db) == expected(entries)
+
+
+def test_an_offset_that_somebody_else_moved_is_believed(
+    journal: JournalWriter, db: psycopg.Connection, database_url: str, clock: SteppedClock, tmp_path: Path
+) -> None:
+    """Whoever finds the offset elsewhere goes on from there, and not from where they thought they were."""
+
+    async def scenario() -> None:
+        shipping = shipper(database_url, tmp_path, journal, clock)
+        await write(journal, entry(1))
+        await shipping.ship()
+        await write(journal, entry(2))
+        end = journal.durable_end
+        db.execute("UPDATE journal_offsets SET segment = %s, byte_offset = %s", [end.segment, end.offset])
+        await write(journal, entry(3))
+        await shipping.ship()
+        await shipping.close()
+
+    asyncio.run(scenario())
+    assert [name for (name,) in db.execute("SELECT attempt_id FROM ledger ORDER BY 1")] == [
+        entry(1).attempt_id,
+        entry(3).attempt_id,
+    ]
+
+
+def test_a_batch_in_halves_that_is_cut_short_goes_on_where_it_was(
+    journal: JournalWriter, db: psycopg.Connection, database_url: str, clock: SteppedClock, tmp_path: Path
+) -> None:
+    """L3: a refused record splits the batch, and the database goes away between the halves: the rest still arrives."""
+    entries = mixed_entries(40)
+    negative = msgspec.structs.replace(entry(701), output_tokens=-1)
+    db.execute(OUTAGE)
+
+    async def scenario() -> None:
+        shipping = shipper(database_url, tmp_path, journal, clock)
+        await write(journal, negative, *entries)
+        with pytest.raises(psycopg.errors.CannotConnectNow):
+            await shipping.ship()
+        await shipping.close()
+        db.execute("DROP TRIGGER outage ON ledger")
+        again = shipper(database_url, tmp_path, journal, clock)
+        await again.ship()
+        await again.close()
+
+    asyncio.run(scenario())
+    assert rolled_up(db) == expected(entries)
+    assert db.execute("SELECT count(*) FROM ledger_dead_letters").fetchone() == (1,)
 
 
 def test_a_refused_record_is_set_aside_whole_and_the_batch_goes_on(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.api_key import LENGTH, digest, hint, is_well_formed, new_secret
+from gateway.core.api_key import LENGTH, _checksum, digest, hint, is_well_formed, new_secret
 
 SECRET = new_secret(bytes(range(32)))
 
@@ -39,6 +39,12 @@ def test_one_mistyped_character_is_noticed(place: int, character: str) -> None:
     """Any single change breaks the prefix, the alphabet or the checksum."""
     changed = SECRET[:place] + character + SECRET[place + 1 :]
     assert is_well_formed(changed) == (changed == SECRET)
+
+
+def test_a_right_checksum_does_not_excuse_a_wrong_character() -> None:
+    """The checksum can be computed over anything; a key is base 62 only."""
+    body = "é" * 32
+    assert not is_well_formed(f"kgw_{body}{_checksum(body)}")
 
 
 @pytest.mark.parametrize("text", ["", "kgw_", SECRET[:-1], SECRET + "0", SECRET.upper(), "sk-" + SECRET[3:], "é" * 42])

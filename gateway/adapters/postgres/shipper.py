@@ -374,9 +374,6 @@ class Shipper:
         if self._db is None or self._db.closed:
             db = await self._connect(self._database_url)
             self._db = db
-            self._stored.clear()  # a commit whose answer was lost may have moved them
-            self._seen.clear()
-            self._months.clear()
             await db.execute(statement("session"))
         today = self._clock.now()
         if self._ahead_for != (today.month, today.day):

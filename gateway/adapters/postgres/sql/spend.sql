@@ -1,4 +1,5 @@
 -- Spend by groups: whole quarter hours from the roll-up, the ragged ends of the period from the ledger.
+-- start <= first <= last <= end; first and last are on quarter hours, or both the end where no whole one is within.
 SELECT
     {groups},
     sum(requests), sum(attempts), sum(input_tokens), sum(cached_tokens), sum(cache_write_tokens), sum(output_tokens),
@@ -15,8 +16,8 @@ FROM (
         input_tokens, coalesce(cached_tokens, 0), cache_write_tokens, output_tokens, coalesce(reasoning_tokens, 0),
         cost_pico, CASE usage_source WHEN 'estimated' THEN cost_pico ELSE 0 END
     FROM ledger
-    WHERE (started_at >= %(start)s AND started_at < least(%(first)s, %(end)s))
-       OR (started_at >= greatest(%(last)s, %(start)s) AND started_at < %(end)s)
+    WHERE (started_at >= %(start)s AND started_at < %(first)s)
+       OR (started_at >= %(last)s AND started_at < %(end)s)
 ) AS spent
 GROUP BY {order}
 ORDER BY {order}
