@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -14,8 +14,9 @@ from litestar.types import ControllerRouterHandler
 from gateway import __version__
 from gateway.http.api import public_routes
 from gateway.http.chat import chat_route, dry_run_route
+from gateway.http.documents import check_request
 from gateway.http.errors import error_handlers
-from gateway.http.relay import BODY_BYTES_MAX, read_headers
+from gateway.http.relay import BODY_BYTES_MAX
 from gateway.http.services import Services
 
 Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
@@ -29,7 +30,7 @@ def create_application(
         route_handlers=[chat_route(services), dry_run_route(services), *public_routes(services), *admin],
         exception_handlers=error_handlers(services.conductor.ids),
         lifespan=list(lifespan),
-        before_request=_give_request_id(services),
+        before_request=_arrival(services),
         openapi_config=OpenAPIConfig(
             title="kimi-gateway",
             version=__version__,
@@ -42,11 +43,11 @@ def create_application(
     )
 
 
-def _give_request_id(services: Services) -> Callable[[Request[Any, Any, Any]], None]:
-    """Gives every request of the slower routes an id, for its answer and the log, and looks at its headers' size."""
+def _arrival(services: Services) -> Callable[[Request[Any, Any, Any]], Awaitable[None]]:
+    """Gives every request of the slower routes an id, for its answer and the log, and looks at what it is made of."""
 
-    def before_request(request: Request[Any, Any, Any]) -> None:
+    async def before_request(request: Request[Any, Any, Any]) -> None:
         request.state.request_id = services.conductor.ids.request_id()
-        read_headers(request.scope)
+        await check_request(request)
 
     return before_request
