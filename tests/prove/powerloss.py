@@ -250,7 +250,9 @@ def _wrong(history: History, at: int, found: list[Record | str], recovered: list
     made_up = there - known - {encode_frame(each) for each in recovered}
     wrong += [f"invented: {frame!r}" for frame in made_up]
     begun = {each.attempt_id for each in found if isinstance(each, Intent)}
-    rows = Counter(dict.fromkeys(((each.attempt_id, encode_frame(each)) for each in found if isinstance(each, LedgerEntry)), 1))
+    rows = Counter(
+        dict.fromkeys(((each.attempt_id, encode_frame(each)) for each in found if isinstance(each, LedgerEntry)), 1)
+    )
     entries = Counter(attempt_id for attempt_id, _ in rows)
     wrong += [f"{count} different entries of {attempt_id}" for attempt_id, count in entries.items() if count > 1]
     wrong += [f"an intent without an entry: {attempt_id}" for attempt_id in begun - entries.keys()]
@@ -272,7 +274,10 @@ def prove(size: int, ground: Ground) -> Proven:
             violations += check(history, at, ground.folder / "state", f"history {seed}, state {state}, call {at}")
         shutil.rmtree(ground.folder / f"h{seed}")
         ground.tick(states)
-    kinds = Counter("lost" if "lost" in each else "invented" if "invented" in each or "nobody" in each else "other" for each in violations)
+    kinds = Counter(
+        "lost" if "lost" in each else "invented" if "invented" in each or "nobody" in each else "other"
+        for each in violations
+    )
     figure = (
         f"{size:,} states of {calls:,} recorded calls, {synced:,} records synced: exceptions and others "
         f"{kinds['other']}, synced and lost {kinds['lost']}, invented {kinds['invented']}"

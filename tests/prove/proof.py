@@ -33,7 +33,10 @@ class Proven:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """One proof at its three sizes, in ``unit``: in ``make test``, in ``make prove``, and in ``make prove N=full``."""
+    """One proof at its three sizes, in ``unit``: in ``make test``, in ``make prove``, and in ``make prove N=full``.
+
+    ``ticks`` are told for each unit; without ``needs_gateway`` it stands on the ground's folder and database alone.
+    """
 
     name: str
     claim: str
@@ -42,6 +45,8 @@ class Proof:
     small: int
     usual: int
     full: int
+    ticks: int = 1
+    needs_gateway: bool = True
 
 
 def told(violations: list[str]) -> tuple[str, ...]:

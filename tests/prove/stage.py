@@ -77,7 +77,9 @@ def acknowledged(answer: Answer) -> Acknowledged | None:
 
 
 @contextlib.contextmanager
-def staged(folder: Path, *, seed: int, simulator: Mapping[str, Any], config: Mapping[str, str] | None = None) -> Iterator[Stage]:
+def staged(
+    folder: Path, *, seed: int, simulator: Mapping[str, Any], config: Mapping[str, str] | None = None
+) -> Iterator[Stage]:
     """All of it, started as a user would and gone at the end. ``config`` replaces files of the configuration."""
     with (
         launch.simulators(folder, seed=seed, settings=simulator) as addresses,

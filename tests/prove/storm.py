@@ -56,8 +56,9 @@ def prove(size: int, ground: Ground) -> Proven:
     unflagged = [row for row in crashed if (row["status"], row["usage_source"]) != ("abandoned", "estimated")]
     lost = found["acknowledged answer in the ledger"]
     figure = (
-        f"{size} kills under {storm.cut:,} open streams, {len(books.acknowledged):,} answers acknowledged: lost {lost}, "
-        f"twice {found['ledger rows of an attempt']}, without a row {found['upstream call without a ledger row']}; "
+        f"{size} kills under {storm.cut:,} open streams, {len(books.acknowledged):,} answers acknowledged: "
+        f"lost {lost}, twice {found['ledger rows of an attempt']}, without a row "
+        f"{found['upstream call without a ledger row']}; "
         f"{len(crashed):,} recovered, {len(unflagged)} without a flag"
     )
     violations = differences(verdict) + [f"recovered without a flag: {row['attempt_id']}" for row in unflagged]

@@ -1,0 +1,42 @@
+"""Every proof there is, with its sizes; ``full`` are the figures that the project promises to reach."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.prove import conservation, hangups, outage, powerloss, price, replay, storm
+from tests.prove.proof import Proof
+
+PROOFS: Final = (
+    Proof(
+        name="conservation", claim="bills, ledger and report agree to the pico-dollar",
+        prove=conservation.prove, unit="requests", small=150, usual=10_000, full=200_000,
+    ),
+    Proof(
+        name="storm", claim="kill -9 under open streams loses nothing and doubles nothing",
+        prove=storm.prove, unit="kills", small=2, usual=12, full=200,
+    ),
+    Proof(
+        name="outage", claim="a database that is gone is nobody's error and nobody's loss",
+        prove=outage.prove, unit="seconds", small=1, usual=20, full=600,
+    ),
+    Proof(
+        name="hangups", claim="however a client leaves, its row is the bill or a flagged estimate",
+        prove=hangups.prove, unit="streams in a cell", small=1, usual=8, full=50, ticks=24,
+    ),
+    Proof(
+        name="replay", claim="shipping a journal again inserts nothing",
+        prove=replay.prove, unit="settlements", small=600, usual=30_000, full=300_000, ticks=replay.ROUNDS,
+        needs_gateway=False,
+    ),
+    Proof(
+        name="powerloss", claim="a power cut loses nothing synced and invents nothing",
+        prove=powerloss.prove, unit="states", small=100, usual=2_000, full=10_000,
+        needs_gateway=False,
+    ),
+    Proof(
+        name="price", claim="what the journal costs",
+        prove=price.prove, unit="pairs of rounds", small=1, usual=20, full=100,
+        needs_gateway=False,
+    ),
+)  # fmt: skip
