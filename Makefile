@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 JOBS   ?= 2
-N      ?= 20
+N      ?= 1
 ARGS   ?=
 
 VENV := .venv
@@ -34,8 +34,8 @@ format: $(VENV)/.dev ## write files the way check wants them
 	@$(RUN) -m ruff format --quiet .
 	@$(RUN) -m ruff check --quiet --fix .
 
-prove: $(VENV)/.dev ## the long proofs: crash storm, conservation, budget races, simulation seeds (N=20 times as long)
-	@$(RUN) -m pytest -n $(JOBS) -m prove --proof-size $(N) $(ARGS)
+prove: $(VENV)/.dev ## the long proofs, a line and a figure each (N=3 thrice as much, N=full for the night, ARGS=storm)
+	@$(RUN) -m tests.prove --size $(N) $(ARGS)
 
 bench: $(VENV)/.dev ## CPU per request and per chunk and added latency, each beside its limit
 	@$(RUN) -m bench $(ARGS)

@@ -6,7 +6,6 @@ Fixtures for tests:
 `module_database_url`  the same for a whole module
 `postgres_url`         an empty, unmigrated database of this worker's own
 `redis_url`            an empty Redis for this test
-`proof_size`           how large a test marked `prove` should be
 
 `GATEWAY_DATABASE_URL` and `GATEWAY_REDIS_URL` point the whole suite at other servers: there it works in databases of
 its own names, which it drops, and in a numbered Redis database that was empty. Otherwise all workers of one run share
@@ -40,16 +39,6 @@ POSTGRES_SETTINGS = {"fsync": "off", "full_page_writes": "off", "autovacuum": "o
 run_folder_key = pytest.StashKey[Path]()
 run_lock_key = pytest.StashKey[int]()
 outside_key = pytest.StashKey[dict[str, str]]()
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--proof-size", type=int, default=1, help="how many times longer tests marked `prove` run")
-
-
-@pytest.fixture(scope="session")
-def proof_size(pytestconfig: pytest.Config) -> int:
-    """How often a test marked `prove` does its work: 1 in `make test`, N in `make prove N=…`."""
-    return pytestconfig.getoption("--proof-size")
 
 
 # --- one run ---------------------------------------------------------------------------------------------------------
