@@ -7,11 +7,12 @@ written down before anything that could write it goes away.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import FrameType
 from typing import Final
@@ -45,8 +46,8 @@ LOGGER: Final = logging.getLogger("gateway")
 SHUTDOWN_SECONDS: Final = 25.0
 """Open streams may run on for so long after SIGTERM; then they end with an error of their own."""
 CLOSE_SECONDS_MAX: Final = 10.0
+RESTART_SECONDS: Final = 1.0
 KEEPALIVE_SECONDS: Final = 75
-BACKLOG_BYTES_ALARM: Final = 1024 * 1024 * 1024
 
 
 class Gateway:
@@ -139,13 +140,23 @@ class Gateway:
                 stack.push_async_callback(closing)
             self.journal.on_durable(self.shipper.wake)
             background = [
-                asyncio.create_task(self.shipper.run(self._stop), name="shipper"),
-                asyncio.create_task(self.keys.run(self._stop), name="keys"),
+                asyncio.create_task(self._keep_up(self.shipper.run), name="shipper"),
+                asyncio.create_task(self._keep_up(self.keys.run), name="keys"),
             ]
             try:
                 yield
             finally:
                 await self._end(background)
+
+    async def _keep_up(self, run: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+        """Runs a service until the gateway stops; a defect that ends it is told, and it starts again."""
+        while not self._stop.is_set():
+            try:
+                await run(self._stop)
+            except Exception as defect:  # noqa: BLE001 - what moves money to the ledger must not end silently
+                self.telemetry.defect(defect, request_id="-")
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stop.wait(), RESTART_SECONDS)
 
     async def _end(self, background: list[asyncio.Task[None]]) -> None:
         self.begin_shutdown()
@@ -157,6 +168,7 @@ class Gateway:
         _, late = await asyncio.wait(background, timeout=CLOSE_SECONDS_MAX)
         for task in late:
             task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
 
     def begin_shutdown(self) -> None:
         """Readiness goes off at once; open streams run on until the deadline."""

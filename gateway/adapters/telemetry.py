@@ -65,7 +65,7 @@ class PrometheusTelemetry:
         self._defects = Counter("gateway_defects", "Errors in the gateway's own code.", registry=self.registry)
         self.open_exchanges = Gauge("gateway_open_exchanges", "Exchanges now open.", registry=self.registry)
         self.journal_backlog = Gauge(
-            "gateway_journal_backlog_records", "Journal records not yet in PostgreSQL.", registry=self.registry
+            "gateway_journal_backlog_bytes", "Journal bytes not yet in PostgreSQL.", registry=self.registry
         )
         self.journal_lag = Gauge(
             "gateway_journal_lag_seconds", "Age of the oldest record not yet in PostgreSQL.", registry=self.registry
