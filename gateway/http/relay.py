@@ -6,12 +6,11 @@ The exchange runs in a task of its own that survives the client; the handler onl
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from collections.abc import Mapping
 from typing import Final
 
-from litestar.types import Receive, Scope, Send
+from litestar.types import Message, Receive, Scope, Send
 
 from gateway.core.refusal import Refusal, RefusalCode, RefusedError
 from gateway.pipeline.conduct import Conductor, Exchange
@@ -111,7 +110,7 @@ class AsgiReply:
             return
         self.started = True
         encoded = [(name.encode("latin-1"), header_value(value)) for name, value in headers.items()]
-        await self._send({"type": "http.response.start", "status": status, "headers": encoded})
+        await self._send_in_time({"type": "http.response.start", "status": status, "headers": encoded})
 
     async def write(self, data: bytes) -> None:
         if data and not self._ended:
@@ -121,9 +120,15 @@ class AsgiReply:
         if self._ended or not self.started:
             return  # a client that left before anything was said gets nothing
         self._ended = True
-        with contextlib.suppress(TimeoutError):
+        await self._send_in_time({"type": "http.response.body", "body": data, "more_body": False})
+
+    async def _send_in_time(self, message: Message) -> None:
+        """Sends what no watch is kept over; after a client that does not take it, nothing more is sent."""
+        try:
             async with asyncio.timeout(UNREAD_SECONDS_MAX):
-                await self._send({"type": "http.response.body", "body": data, "more_body": False})
+                await self._send(message)
+        except TimeoutError:
+            self._ended = True
 
     def heartbeat(self) -> None:
         """A comment line, in its own task; a client that does not read gets no second one."""
