@@ -113,6 +113,10 @@ class Gateway:
             "GATEWAY_PORT": str(self.port),
             "GATEWAY_ADMIN_TOKEN": self.admin_token,
             "GATEWAY_LOG_LEVEL": "warning",
+            "GATEWAY_DATABASE_URL": "",  # ours alone, whatever the caller's environment or .env says
+            "GATEWAY_REDIS_URL": "",
+            "GATEWAY_AUTO_MIGRATE": "",
+            "GATEWAY_WORKERS": "1",
         }
         command = [sys.executable, "-m", "gateway", "serve"]
         log = self.folder / "gateway.log"
