@@ -87,7 +87,7 @@ async def _storm(stage: Stage, cycles: int, ground: Ground) -> tuple[_Storm, Boo
 
 async def _kill_once(storm: _Storm, streams: int) -> None:
     """Waits for the streams to be open and for some more of them to pass, kills, and starts again."""
-    further = storm.chance.choice([0, storm.chance.randrange(1, 20 * streams)])
+    further = storm.chance.choice([0, *(storm.chance.randrange(1, 20 * streams) for _ in range(3))])
     async with asyncio.timeout(FILL_SECONDS_MAX):
         await storm.until(lambda: storm.open >= streams)
         pieces = storm.pieces + further
@@ -105,7 +105,7 @@ async def _client(storm: _Storm) -> None:
         number = next(storm.numbers)
         draw = Random(number)
         stream = draw.random() >= WHOLE_SHARE
-        answer = await _ask(storm, paced(number, output_tokens=draw.randrange(8, 320), stream=stream))
+        answer = await _ask(storm, paced(number, output_tokens=draw.randrange(8, 160), stream=stream))
         storm.answers.append(answer)
         if not answer.complete:
             await storm.up.wait()
