@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 from rich.console import Console
@@ -19,8 +18,8 @@ from gateway.adapters.journal.backlog import unshipped_entries
 from gateway.adapters.postgres.reports import Reports
 from gateway.cli.common import JSON, database, expected_errors, fail, print_json, settings_with
 from gateway.cli.spend import print_spend
-from gateway.core.keys import parse_moment
-from gateway.http.admin import render_report
+from gateway.core.keys import FieldError
+from gateway.http.books import period, render_report
 from gateway.pipeline.ports import StoreUnavailableError
 
 T = TypeVar("T")
@@ -29,27 +28,14 @@ SHIPPED_SECONDS_MAX: Final = 5.0
 SHIPPED_POLL_SECONDS: Final = 0.05
 
 
-class Moment(click.ParamType[str]):
-    """A date or an RFC 3339 moment."""
-
-    name = "date"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            parse_moment(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        return str(value)
-
-
 @click.group()
 def report() -> None:
     """Spend, and what it is made of."""
 
 
 @report.command("spend")
-@click.option("--from", "start", type=Moment(), help="First moment; the start of this month without it.")
-@click.option("--to", "end", type=Moment(), help="End, itself not included; now without it.")
+@click.option("--from", "start", help="First moment; the start of this month without it.")
+@click.option("--to", "end", help="End, itself not included; now without it.")
 @click.option(
     "--group-by", default="key", show_default=True, help="key,team,model,provider,account,month,day,hour,tag:NAME"
 )
@@ -61,17 +47,21 @@ def spend(start: str | None, end: str | None, group_by: str, tz: str, form: str,
     """Spend of a period, by any mix of groups."""
     begins, ends = _period(start, end, tz)
     groups = [group.strip() for group in group_by.split(",") if group.strip()]
+
+    async def ask(reports: Reports) -> tuple[list[str], dict[str, Any]]:
+        return reports.columns(groups), await reports.spend(begins, ends, group_by=groups, timezone=tz)
+
     try:
-        found = _ask(lambda reports: reports.spend(begins, ends, group_by=groups, timezone=tz))
+        columns, found = _ask(ask)
     except ValueError as error:
-        raise click.UsageError(str(error)) from None
+        raise click.BadParameter(f"{error}.", param_hint="--group-by") from None
     form = "json" if as_json else form
     if form == "table":
         print_spend(found)
     elif form == "json":
         print_json(found)
     else:
-        click.echo(render_report(found, form).decode(), nl=False)  # type: ignore[arg-type]
+        click.echo(render_report(found, columns, form).decode(), nl=False)  # type: ignore[arg-type]
 
 
 @report.command("explain")
@@ -91,16 +81,9 @@ def explain(request_id: str, *, as_json: bool) -> None:
 
 def _period(start: str | None, end: str | None, tz: str) -> tuple[datetime, datetime]:
     try:
-        zone = ZoneInfo(tz)
-    except (ZoneInfoNotFoundError, ValueError):
-        raise click.BadParameter(f"{tz!r} is not a time zone such as Europe/Berlin", param_hint="--tz") from None
-    now = datetime.now(UTC)
-    month = now.astimezone(zone).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    begins = month if start is None else parse_moment(start, zone)
-    ends = now + timedelta(seconds=1) if end is None else parse_moment(end, zone)
-    if begins > ends:
-        raise click.UsageError(f"--from {begins.isoformat()} is after --to {ends.isoformat()}.")
-    return begins, ends
+        return period(start, end, tz, now=datetime.now(UTC))
+    except FieldError as error:
+        raise click.BadParameter(str(error), param_hint=f"--{error.field}") from None
 
 
 def _ask(question: Callable[[Reports], Awaitable[T]]) -> T:

@@ -5,13 +5,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import AsyncIterator, Awaitable
-from datetime import UTC, datetime, timedelta, tzinfo
-from typing import Annotated, Any, Final, Literal, TypeVar
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from datetime import datetime
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from litestar import Response, Router, delete, get, post
@@ -23,9 +20,10 @@ from litestar.types import Guard
 
 from gateway.core import api_key
 from gateway.core.exchange import Role
-from gateway.core.keys import FieldError, KeyGrant, KeyRecord, check_grant, parse_grace, parse_moment
+from gateway.core.keys import FieldError, KeyGrant, KeyRecord, check_grant, parse_grace
 from gateway.core.pricing import Price
 from gateway.core.refusal import Refusal, RefusalCode, RefusedError
+from gateway.http.books import MEDIA_TYPES, Form, Row, period, render_ledger, render_report
 from gateway.http.relay import read_headers
 from gateway.http.services import BadConfigurationError, Services
 from gateway.pipeline.authenticate import authenticate_administrator
@@ -39,7 +37,6 @@ ESTIMATES_AS_NUMBERS: Final = msgspec.json.Encoder(decimal_format="number")
 PAGE_MAX: Final = 1_000
 
 T = TypeVar("T")
-LedgerFormat = Literal["json", "jsonl", "csv"]
 
 
 class NewKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -149,13 +146,14 @@ def _money_routes(services: Services) -> list[HTTPRouteHandler]:
     async def ledger(
         from_: Annotated[str | None, QueryParameter(name="from")] = None,
         to: FromQuery[str | None] = None,
-        format_: Annotated[LedgerFormat, QueryParameter(name="format")] = "jsonl",
+        tz: FromQuery[str] = "UTC",
+        format_: Annotated[Form, QueryParameter(name="format")] = "jsonl",
     ) -> Stream:
-        start, end = period(from_, to, now=services.conductor.clock.now())
+        start, end = _period(from_, to, tz, now=services.conductor.clock.now())
         await services.flush(FLUSH_SECONDS)
         rows = services.reports.ledger(start, end)
         first = await _stored(_first(rows))
-        return Stream(_RENDERED[format_](first, rows), media_type=_MEDIA_TYPES[format_])
+        return Stream(render_ledger(first, rows, format_), media_type=MEDIA_TYPES[format_])
 
     @get("/reports/spend", summary="Spend by any mix of groups", guards=readers)
     async def spend(
@@ -163,16 +161,17 @@ def _money_routes(services: Services) -> list[HTTPRouteHandler]:
         to: FromQuery[str | None] = None,
         group_by: FromQuery[str] = "key",
         tz: FromQuery[str] = "UTC",
-        format_: Annotated[LedgerFormat, QueryParameter(name="format")] = "json",
+        format_: Annotated[Form, QueryParameter(name="format")] = "json",
     ) -> Response[bytes]:
-        start, end = period(from_, to, now=services.conductor.clock.now(), zone=_zone(tz))
+        start, end = _period(from_, to, tz, now=services.conductor.clock.now())
         await services.flush(FLUSH_SECONDS)
         groups = [group.strip() for group in group_by.split(",") if group.strip()]
         try:
-            report = await _stored(services.reports.spend(start, end, group_by=groups, timezone=tz))
+            columns = services.reports.columns(groups)
         except ValueError as error:
-            raise invalid("group_by", str(error)) from None
-        return Response(render_report(report, format_), media_type=_MEDIA_TYPES[format_])
+            raise invalid("group_by", f"{error}.") from None
+        report = await _stored(services.reports.spend(start, end, group_by=groups, timezone=tz))
+        return Response(render_report(report, columns, format_), media_type=MEDIA_TYPES[format_])
 
     @get(
         "/requests/{request_id:str}",
@@ -182,7 +181,7 @@ def _money_routes(services: Services) -> list[HTTPRouteHandler]:
     async def explain(request_id: FromPath[str]) -> Response[bytes]:
         await services.flush(FLUSH_SECONDS)
         found = _found(await _stored(services.reports.explain(request_id)), request_id)
-        return Response(ESTIMATES_AS_NUMBERS.encode(found), media_type=_MEDIA_TYPES["json"])
+        return Response(ESTIMATES_AS_NUMBERS.encode(found), media_type=MEDIA_TYPES["json"])
 
     return [ledger, spend, explain]
 
@@ -222,28 +221,12 @@ def grant_of(data: NewKey, services: Services) -> KeyGrant:
         raise invalid(error.field, str(error)) from None
 
 
-def _zone(name: str) -> ZoneInfo:
+def _period(start: str | None, end: str | None, tz: str, *, now: datetime) -> tuple[datetime, datetime]:
+    """The period that is asked for. Raises RefusedError naming the parameter."""
     try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise invalid("tz", f"{name[:40]!r} is not a time zone such as Europe/Berlin.") from None
-
-
-def _moment(param: str, text: str, zone: tzinfo) -> datetime:
-    try:
-        return parse_moment(text, zone)
-    except ValueError as error:
-        raise invalid(param, str(error)) from None
-
-
-def period(start: str | None, end: str | None, *, now: datetime, zone: tzinfo = UTC) -> tuple[datetime, datetime]:
-    """``from`` inclusive, ``to`` exclusive; without them the current month so far. Raises RefusedError."""
-    month = now.astimezone(zone).replace(day=1, hour=0, minute=0, second=0, microsecond=0).astimezone(UTC)
-    begins = month if start is None else _moment("from", start, zone)
-    ends = now + timedelta(seconds=1) if end is None else _moment("to", end, zone)
-    if begins > ends:
-        raise invalid("to", f"the period ends ({ends.isoformat()}) before it begins ({begins.isoformat()}).")
-    return begins, ends
+        return period(start, end, tz, now=now)
+    except FieldError as error:
+        raise invalid(error.field, str(error)) from None
 
 
 def key_json(record: KeyRecord) -> dict[str, object]:
@@ -290,78 +273,9 @@ def invalid(param: str | None, message: str) -> RefusedError:
     return RefusedError(Refusal(code=RefusalCode.INVALID_REQUEST, message=message, param=param))
 
 
-def render_report(report: dict[str, Any], form: LedgerFormat) -> bytes:
-    """A report in one of the formats; the CSV has the columns of the JSON's rows."""
-    if form == "json":
-        return msgspec.json.encode(report)
-    if form == "jsonl":
-        return b"".join(msgspec.json.encode(row) + b"\n" for row in report["rows"])
-    rows = report["rows"]
-    return b"".join(_csv_lines(rows, header=list(report["total"]) if not rows else list(rows[0])))
-
-
-def _csv_lines(rows: list[dict[str, Any]], *, header: list[str]) -> list[bytes]:
-    return [csv_line(header), *(csv_line([row[name] for name in header]) for row in rows)]
-
-
-def csv_line(values: list[Any]) -> bytes:
-    """One CSV line; nothing is empty, an object is JSON, a text that a spreadsheet would run is quoted as text."""
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\r\n").writerow([_cell(value) for value in values])
-    return buffer.getvalue().encode()
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, dict | list):
-        return msgspec.json.encode(value).decode()
-    return str(value)
-
-
-Row = dict[str, Any]
-
-
 async def _first(rows: AsyncIterator[Row]) -> Row | None:
     """The first row, so that a store that is away is told as a status and not in the middle of a body."""
     return await anext(rows, None)
-
-
-async def _as_jsonl(first: Row | None, rows: AsyncIterator[Row]) -> AsyncIterator[bytes]:
-    if first is None:
-        return
-    yield msgspec.json.encode(first) + b"\n"
-    async for row in rows:
-        yield msgspec.json.encode(row) + b"\n"
-
-
-async def _as_json(first: Row | None, rows: AsyncIterator[Row]) -> AsyncIterator[bytes]:
-    yield b'{"data":['
-    if first is not None:
-        yield msgspec.json.encode(first)
-        async for row in rows:
-            yield b"," + msgspec.json.encode(row)
-    yield b"]}"
-
-
-async def _as_csv(first: Row | None, rows: AsyncIterator[Row]) -> AsyncIterator[bytes]:
-    yield csv_line(list(LEDGER_FIELDS))
-    if first is None:
-        return
-    yield csv_line([first[name] for name in LEDGER_FIELDS])
-    async for row in rows:
-        yield csv_line([row[name] for name in LEDGER_FIELDS])
-
-
-LEDGER_FIELDS: Final = (
-    *("attempt_id", "request_id", "attempt", "key_id", "key_name", "team", "tags", "surface", "model", "provider"),
-    *("account", "upstream_model", "served_model", "upstream_request_id", "started_at", "finished_at", "ttft_ms"),
-    *("status", "http_status", "error_type", "usage_source", "input_tokens", "cached_tokens", "cache_write_tokens"),
-    *("output_tokens", "reasoning_tokens", "reasoning_source", "price_id", "input_cost", "cached_cost"),
-    *("cache_write_cost", "output_cost", "fee_cost", "cost", "list_cost", "corrects"),
-)
-_RENDERED: Final = {"json": _as_json, "jsonl": _as_jsonl, "csv": _as_csv}
-_MEDIA_TYPES: Final = {"json": "application/json", "jsonl": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}
 
 
 async def _stored(answer: Awaitable[T]) -> T:

@@ -67,7 +67,7 @@ def _refusal_of(request: Request[Any, Any, Any], error: HTTPException) -> Refusa
         message = f"There is no {request.method} {request.scope['path']} here; see /schema/openapi.json."
     elif isinstance(error.extra, list) and error.extra and isinstance(error.extra[0], dict):
         first = error.extra[0]
-        param = str(first.get("key", "")) or None
+        param = str(first.get("key", "")).rstrip("_") or None  # `from_` is how Python has to spell `from`
         message = f"{message} {param or 'body'}: {first.get('message', '')}"
     code = _CODE_OF_STATUS.get(status, RefusalCode.INVALID_REQUEST if status < 500 else RefusalCode.INTERNAL)
     return Refusal(code=code, status=status, message=message, param=param)

@@ -189,7 +189,11 @@ class KeyAdministration(Protocol):
 
 
 class MoneyReports(Protocol):
-    """The ledger and its sums, as finance sees them. Everything raises StoreUnavailableError."""
+    """The ledger and its sums, as finance sees them. What has to be waited for raises StoreUnavailableError."""
+
+    def columns(self, group_by: Sequence[str]) -> list[str]:
+        """The columns of a report by these groups, left of its figures; raises ValueError for an unknown group."""
+        ...
 
     async def spend(
         self, start: datetime, end: datetime, *, group_by: Sequence[str], timezone: str

@@ -26,7 +26,7 @@ from gateway.core.exchange import AttemptStatus
 from gateway.core.ledger import LedgerEntry, Record
 from gateway.core.money import Money, decimal_text
 from gateway.core.usage import NO_USAGE, Usage, UsageSource
-from gateway.http.admin import LEDGER_FIELDS
+from gateway.http.books import LEDGER_FIELDS
 from tests.integration.samples import T0, entry, plan, usage
 
 pytestmark = pytest.mark.integration

@@ -52,6 +52,9 @@ class Reports:
     def __init__(self, database_url: str) -> None:
         self._connections = Connections(database_url, connections_max=3)
 
+    def columns(self, group_by: Sequence[str]) -> list[str]:
+        return [name for name, _ in _columns(group_by)[0]]
+
     async def spend(
         self, start: datetime, end: datetime, *, group_by: Sequence[str], timezone: str
     ) -> dict[str, object]:
@@ -72,8 +75,8 @@ class Reports:
         rows = [_spend_row(dict(zip(names, values, strict=False)), values[len(names) + 1 :]) for values in found]
         sums = [values[len(names) + 1 :] for values in found]
         return {
-            "from": moment_text(start) if timezone == "UTC" else start.astimezone(zone).isoformat(),
-            "to": moment_text(end) if timezone == "UTC" else end.astimezone(zone).isoformat(),
+            "from": _in_zone(start, zone),
+            "to": _in_zone(end, zone),
             "rows": rows,
             "total": _spend_row(
                 {}, [sum(map(int, column)) for column in zip(*sums, strict=True)] or [0] * len(MEASURES)
@@ -153,6 +156,14 @@ def _zone(name: str) -> ZoneInfo:
         raise ValueError(f"{name!r} is not a time zone such as Europe/Berlin") from None
 
 
+def _in_zone(moment: datetime, zone: ZoneInfo) -> str:
+    """A moment as it is called in the zone; one at the very edge of time has no other name than that in UTC."""
+    try:
+        return moment_text(moment) if zone.key == "UTC" else moment.astimezone(zone).isoformat()
+    except OverflowError:
+        return moment_text(moment)
+
+
 def _spend_row(groups: dict[str, object], sums: Sequence[Any]) -> dict[str, object]:
     """A row of the report: its groups, then the measures; amounts are exact decimal strings."""
     measures = zip(MEASURES, sums, strict=True)
@@ -183,4 +194,7 @@ def _quarter_before(moment: datetime) -> datetime:
 
 def _quarter_after(moment: datetime) -> datetime:
     before = _quarter_before(moment)
-    return before if before == moment else before + QUARTER
+    try:
+        return before if before == moment else before + QUARTER
+    except OverflowError:
+        return moment  # the last quarter hour of all time
