@@ -242,7 +242,7 @@ def _order_key(
 
 def _without_fallbacks(request: InferenceRequest, routable: list[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
     """With ``allow_fallbacks: false`` and no ``order`` only the first choice's provider may be tried."""
-    if request.preferences.allow_fallbacks or not routable:
+    if request.preferences.allow_fallbacks or request.preferences.order or not routable:
         return routable, []
     first = routable[0].provider
     kept = [candidate for candidate in routable if candidate.provider == first]

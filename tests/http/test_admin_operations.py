@@ -1,0 +1,158 @@
+"""What an operator sees and may change while the gateway runs: providers, prices, configuration, health, API."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gateway.simulator import Fault
+from tests.http.house import House, chat, eventually
+from tests.http.test_bad_input import refused
+
+pytestmark = [pytest.mark.anyio, pytest.mark.integration]
+
+
+async def test_the_providers(house: House):
+    """Every account is listed with what it may do and how it is; no credential is."""
+    answer = await house.admin("GET", "/providers")
+    states = {state["provider"]: state for state in answer.json()["data"]}
+    assert set(states) == {"moonshot", "cometapi", "evolink"}
+    assert states["moonshot"]["account"] == "main"
+    assert states["moonshot"]["usable"] is True
+    assert states["moonshot"]["out"] == []
+    assert "kimi-k2-thinking" in states["moonshot"]["models"]
+    assert "sk-test" not in answer.text
+
+
+async def test_an_account_that_is_out(house: House):
+    """An account whose key is refused is out, until a moment that is told, and so is its circuit's reason."""
+    house.simulators["evolink"].faults.add(Fault(kind="invalid_key"), now=0.0)
+    answer = await house.ask(chat())
+    assert answer.headers["x-gateway-attempts"] == "2"
+    states = (await house.admin("GET", "/providers")).json()["data"]
+    (evolink,) = [state for state in states if state["provider"] == "evolink"]
+    assert evolink["out"][0]["state"] == "out"
+    assert evolink["out"][0]["until"]
+    assert "credential" in evolink["out"][0]["reason"]
+
+
+async def test_the_prices(house: House):
+    """Every price row is listed, as it was written, with source and date."""
+    rows = (await house.admin("GET", "/prices")).json()["data"]
+    row = next(row for row in rows if (row["provider"], row["model"]) == ("evolink", "kimi-k2-thinking"))
+    assert (row["input"], row["cached_input"], row["output"]) == ("0.556", "0.139", "2.222")
+    assert row["effective_from"].startswith("2025-11-06T00:00:00")
+    assert row["source"]
+
+
+async def test_health_and_readiness(house: House):
+    """The process answers, is ready, and says how far its books are."""
+    assert (await house.client.get("/healthz")).json() == {"status": "ok"}
+    answer = await house.client.get("/readyz")
+    assert (answer.status_code, answer.json()["status"]) == (200, "ready")
+    assert answer.json()["database"]["reachable"] is True
+
+
+async def test_metrics(house: House):
+    """Prometheus reads the metrics; no key and no credential is in them."""
+    await house.ask(chat())
+    answer = await house.client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert "# TYPE" in answer.text
+    assert house.key not in answer.text
+    assert "sk-test" not in answer.text
+
+
+async def test_the_api_description(house: House):
+    """The OpenAPI document lists every route of the administration with its parameters and bodies."""
+    document = (await house.client.get("/schema/openapi.json")).json()
+    paths = document["paths"]
+    for path in (
+        "/admin/keys", "/admin/keys/{key_id}", "/admin/keys/{key_id}/rotate", "/admin/ledger", "/admin/reports/spend",
+        "/admin/requests/{request_id}", "/admin/providers", "/admin/prices", "/admin/config/reload", "/v1/models",
+    ):  # fmt: skip
+        assert path in paths, path
+    query = {each["name"] for each in paths["/admin/reports/spend"]["get"]["parameters"]}
+    assert query == {"from", "to", "group_by", "tz", "format"}
+    body = paths["/admin/keys"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    name = body["$ref"].rpartition("/")[2]
+    assert {"name", "budget", "expires", "tags"} <= set(document["components"]["schemas"][name]["properties"])
+
+
+class PriceFile:
+    """The gateway's price file, to be spoiled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.text = path.read_text()
+
+    def write(self, text: str) -> None:
+        self.path.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+    def remove(self) -> None:
+        self.path.unlink()
+
+
+@pytest.fixture
+async def prices(house: House) -> AsyncIterator[PriceFile]:
+    """The price file; as it was before, and in force again, after the test."""
+    file = PriceFile(house.settings.config_dir / "prices.toml")
+    yield file
+    file.write(file.text)
+    assert (await house.admin("POST", "/config/reload")).status_code == 200
+
+
+async def test_a_reload(house: House, prices: PriceFile):
+    """A changed price is in force after the reload, and the old one for what was charged before."""
+    before = await house.ask(chat())
+    digest = (await house.client.get("/readyz")).json()["config_digest"]
+    prices.write(prices.text.replace('"0.556"', '"0.557"'))
+    answer = await house.admin("POST", "/config/reload")
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["digest"] != digest
+    after = await house.ask(chat())
+    rows = [(await house.rows(each.headers["x-request-id"]))[0] for each in (before, after)]
+    assert rows[0]["price_id"] != rows[1]["price_id"]
+
+
+BAD = {
+    "no TOML": lambda text: text + "\n[[prices]\n",
+    "an unknown key": lambda text: text + "\ncolour = 1\n",
+    "a hit dearer than a miss": lambda text: text.replace('"0.139"', '"5.0"'),
+    "no UTF-8": lambda text: text + "\udcff",
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+async def test_a_bad_reload(house: House, prices: PriceFile, name: str):
+    """A bad file is 400, names file and line, and changes nothing."""
+    before = (await house.admin("GET", "/prices")).json()
+    prices.write(BAD[name](prices.text))
+    error = refused(await house.admin("POST", "/config/reload"), 400, "invalid_request_error")
+    assert "prices.toml" in error["message"]
+    assert (await house.admin("GET", "/prices")).json() == before
+    assert (await house.ask(chat())).status_code == 200
+
+
+async def test_a_file_that_is_gone(house: House, prices: PriceFile):
+    """A file that is not there is a bad configuration like any other."""
+    prices.remove()
+    error = refused(await house.admin("POST", "/config/reload"), 400, "invalid_request_error")
+    assert "prices.toml" in error["message"]
+
+
+async def test_a_reload_by_signal(house: House, prices: PriceFile):
+    """SIGHUP reloads as well; a bad file leaves the running configuration in force."""
+    digest = house.gateway.conductor.configuration.catalogue.digest
+    prices.write(prices.text.replace('"0.556"', '"0.558"'))
+    os.kill(os.getpid(), signal.SIGHUP)
+    await eventually(lambda: house.gateway.conductor.configuration.catalogue.digest != digest)
+    prices.write("[[prices]")
+    changed = house.gateway.conductor.configuration.catalogue.digest
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert (await house.ask(chat())).status_code == 200
+    assert house.gateway.conductor.configuration.catalogue.digest == changed
