@@ -214,6 +214,21 @@ async def test_a_provider_that_fails_too_often_is_left_alone() -> None:
     assert 19 <= len(tried) <= 24
 
 
+@pytest.mark.parametrize("trouble", ["refuses", "is_stuck"])
+@on_virtual_time
+async def test_a_probe_that_never_went_is_given_back(trouble: str) -> None:
+    """The journal takes no intent: another request may see whether the provider is well again."""
+    world = World(names=("evolink",)).scripted(evolink=[refusal(500)] * 5 + [answer()])
+    for _ in range(5):
+        await world.ask()
+    await asyncio.sleep(20)
+    setattr(world.journal, trouble, True)
+    assert (await world.ask()).reply.status == 503
+    assert world.health.of(CIRCUIT).probe_until is None
+    setattr(world.journal, trouble, False)
+    assert (await world.ask()).reply.status == 200
+
+
 @pytest.mark.parametrize(
     "script",
     [

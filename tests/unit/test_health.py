@@ -143,6 +143,15 @@ def test_failing_too_often_opens_too() -> None:
     assert after_failure(health, failure(), at(30), jitter=0).out_until is None
 
 
+def test_a_failed_probe_opens_again_whatever_opened_it() -> None:
+    """Also a circuit that never failed five times in a row."""
+    often = Health(window_started=NOW, window_attempts=30, window_failures=10)
+    opened = after_failure(often, failure(), NOW, jitter=0)
+    assert opened.consecutive_failures == 1
+    again = after_failure(claim_probe(opened, at(60)), failure(), at(60), jitter=0)
+    assert seconds_out(again, at(60)) == 30
+
+
 @pytest.mark.parametrize(
     ("kinds", "subject"),
     [

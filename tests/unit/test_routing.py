@@ -181,13 +181,14 @@ def test_the_card_may_speak_against_it() -> None:
     [
         (ProviderPreferences(order=("cometapi", "moonshot")), ["cometapi", "moonshot", "moonshot", "evolink"]),
         (ProviderPreferences(order=("Moonshot",), allow_fallbacks=False), ["moonshot", "moonshot"]),
+        (ProviderPreferences(order=("cometapi", "moonshot"), allow_fallbacks=False), ["cometapi"] + ["moonshot"] * 2),
         (ProviderPreferences(allow_fallbacks=False), ["evolink"]),
         (ProviderPreferences(allow_fallbacks=False, ignore=frozenset({"evolink"})), ["moonshot", "moonshot"]),
         (ProviderPreferences(sort=Sort.LATENCY), ["moonshot", "cometapi", "evolink", "moonshot"]),
         (ProviderPreferences(sort=Sort.THROUGHPUT), ["moonshot", "evolink", "cometapi", "moonshot"]),
         (ProviderPreferences(sort=Sort.PRICE), ["evolink", "moonshot", "moonshot", "cometapi"]),
     ],
-    ids=["order", "order only", "first only", "first of the rest", "latency", "throughput", "price"],
+    ids=["order", "order only", "two only", "first only", "first of the rest", "latency", "throughput", "price"],
 )
 def test_preferences_order_what_is_left(wanted: ProviderPreferences, order: list[str]) -> None:
     """An account of which no pace is known yet is tried first, or it would stay unknown."""
