@@ -7,9 +7,10 @@ tokens x price is exact in integers. Amounts become decimals only on their way o
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import Final
+
+import msgspec
 
 PICO_PER_USD: Final = 10**12
 PICO_PER_TOKEN_PER_USD_PER_MILLION: Final = 10**6
@@ -21,8 +22,7 @@ WHOLE_DIGITS_MAX: Final = 50
 _EXACT: Final = Context(prec=100, traps=[Inexact, InvalidOperation])
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Money:
+class Money(msgspec.Struct, frozen=True, order=True):
     """An exact, signed amount of US dollars. ``pico`` is its whole number of 10^-12 USD."""
 
     pico: int
@@ -57,8 +57,7 @@ class Money:
 ZERO: Final = Money(0)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class UnitPrice:
+class UnitPrice(msgspec.Struct, frozen=True, order=True):
     """A price of one kind of token. ``pico_per_token`` is exact: USD per 1,000,000 tokens has six decimals."""
 
     pico_per_token: int

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Final
 
+import msgspec
+
 from gateway.core.money import ZERO, Money, UnitPrice
 from gateway.core.usage import Meter, Usage
 
@@ -58,8 +60,7 @@ class Price:
                 return self.output
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LineItem:
+class LineItem(msgspec.Struct, frozen=True, kw_only=True):
     """One line of a charge: so many tokens of one meter at one unit price."""
 
     meter: Meter
@@ -68,8 +69,7 @@ class LineItem:
     cost: Money
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Charge:
+class Charge(msgspec.Struct, frozen=True, kw_only=True):
     """Rated usage: its lines add up to ``cost`` together with the fee, exactly."""
 
     price_id: str

@@ -6,9 +6,10 @@ output and informative only. The wire's inclusive figures are properties. Source
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
+
+import msgspec
 
 
 class Meter(StrEnum):
@@ -32,8 +33,7 @@ TOKENS_MAX: Final = 2**40
 """No attempt has more tokens than this; a larger figure is nonsense, not usage."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of one attempt, in disjoint meters.
 
     ``cache_read`` and ``reasoning`` are None when the provider did not report them. ``reasoning_source`` says
@@ -107,7 +107,7 @@ class Usage:
         if self.reasoning is not None or reasoning_bytes == 0:
             return self
         share = self.output * reasoning_bytes // (reasoning_bytes + content_bytes)
-        return replace(self, reasoning=share, reasoning_source=UsageSource.ESTIMATED)
+        return msgspec.structs.replace(self, reasoning=share, reasoning_source=UsageSource.ESTIMATED)
 
 
 NO_USAGE: Final = Usage(input=0, output=0)

@@ -181,7 +181,7 @@ class Conductor:
             outcome = await self._attempt(exchange, this, call, reply, watch)
             self._teach_health(candidate, outcome)
             following = self._following(exchange, outcome, candidate, candidates, number, watch)
-            entry, position = self._settle(exchange, intent, outcome, is_final=following is None)
+            entry, position = self._settle(exchange, this, intent, outcome, is_final=following is None)
             spent += Money(entry.cost_pico)
             if outcome.failure is not None:
                 failures.append((candidate, outcome.failure))
@@ -243,11 +243,11 @@ class Conductor:
         try:
             await self.journal.durable(position)
         except MeteringUnavailableError as error:
-            self._void(intent, str(error))
+            self._void(this, intent, str(error))
             raise _unmetered(error) from None
         return intent
 
-    def _void(self, intent: Intent, why: str) -> None:
+    def _void(self, this: Attempt, intent: Intent, why: str) -> None:
         """Settles an intent of which nothing was sent, for it may reach the disk after all."""
         outcome = Outcome(
             status=AttemptStatus.ABANDONED,
@@ -258,7 +258,7 @@ class Conductor:
             reader=AnswerReader(),
         )
         with contextlib.suppress(MeteringUnavailableError):
-            entry, _ = settle(intent, outcome, self.journal, finished_at=self.clock.now(), is_final=True)
+            entry, _ = settle(intent, this.price, outcome, self.journal, finished_at=self.clock.now(), is_final=True)
             self.telemetry.attempt_settled(entry)
 
     async def _attempt(
@@ -321,11 +321,13 @@ class Conductor:
         return following
 
     def _settle(
-        self, exchange: Exchange, intent: Intent, outcome: Outcome, *, is_final: bool
+        self, exchange: Exchange, this: Attempt, intent: Intent, outcome: Outcome, *, is_final: bool
     ) -> tuple[LedgerEntry, int]:
         """Writes the entry; if the journal cannot take it, the durable intent is settled by recovery."""
         try:
-            entry, position = settle(intent, outcome, self.journal, finished_at=self.clock.now(), is_final=is_final)
+            entry, position = settle(
+                intent, this.price, outcome, self.journal, finished_at=self.clock.now(), is_final=is_final
+            )
         except MeteringUnavailableError as error:
             raise _unmetered(error) from None
         learn(entry, outcome, self.experience, input_bytes=exchange.admitted.request.input_bytes)

@@ -6,17 +6,19 @@ from datetime import datetime
 
 from gateway.core import ledger
 from gateway.core.ledger import Intent, LedgerEntry
-from gateway.core.pricing import rate
+from gateway.core.pricing import Price, rate
 from gateway.pipeline.experience import Experience
 from gateway.pipeline.outcome import Outcome
 from gateway.pipeline.ports import Journal
 
 
 def settle(
-    intent: Intent, outcome: Outcome, journal: Journal, *, finished_at: datetime, is_final: bool
+    intent: Intent, price: Price, outcome: Outcome, journal: Journal, *, finished_at: datetime, is_final: bool
 ) -> tuple[LedgerEntry, int]:
-    """Writes the entry to the journal; returns it with its position. Raises MeteringUnavailableError."""
-    charge = rate(outcome.usage, intent.price.price(), cache_ttl=intent.cache_ttl)
+    """Writes the entry to the journal, rated at the price its intent has pinned; returns it with its position. Raises
+    MeteringUnavailableError."""
+    assert price.price_id == intent.price.price_id
+    charge = rate(outcome.usage, price, cache_ttl=intent.cache_ttl)
     entry = ledger.settle(
         intent,
         charge,
