@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 from gateway.core.catalogue import OnClientAbort, OnModelMismatch
+from gateway.core.exchange import Attempt
 from gateway.core.failure import Failure, FailureClass
-from gateway.core.ledger import LedgerEntry
+from gateway.core.ledger import Intent, LedgerEntry
+from gateway.pipeline.attempt import Attempting, attempt
+from gateway.pipeline.ports import UpstreamCall
+from gateway.pipeline.watch import Watch
+from gateway.providers import DIALECTS
 from tests.pipeline.virtual_time import on_virtual_time
 from tests.pipeline.world import (
     FOREVER,
     JSON_HEADERS,
     SSE_HEADERS,
+    TIMEOUTS,
     USAGE,
     WAIT,
     Run,
@@ -588,6 +594,59 @@ async def test_a_dialect_that_breaks_buys_nothing() -> None:
     assert (run.reply.status, run.reply.error["code"]) == (500, "internal_error")
     assert world.journal.intents() == []
     assert len(world.telemetry.defects) == 1
+
+
+def breaking(*_: object) -> Any:
+    raise LookupError("a dialect's own fault")
+
+
+@pytest.mark.parametrize(
+    ("script", "fault", "ended"),
+    [
+        (answer(), {"read_usage": breaking}, ("succeeded", "estimated", None)),
+        (refusal(500), {"classify_failure": breaking}, ("abandoned", "estimated", "defect")),
+        (stream(ANSWER, sse(RATE_ERROR)), {"classify_failure": breaking}, ("abandoned", "estimated", "defect")),
+    ],
+    ids=["over usage", "over a refusal", "over an error event"],
+)
+@on_virtual_time
+async def test_a_dialect_that_breaks_over_an_answer_is_an_end_too(
+    script: Script, fault: dict[str, Any], ended: tuple[str, str, str | None]
+) -> None:
+    """What was sent has an outcome, estimated; an answer that came is not lost over its figures."""
+    world = World(names=("moonshot",)).scripted(moonshot=script)
+    exchange = world.prepared(stream=True)
+    (candidate,) = exchange.plan.routable
+    assert candidate.price is not None
+    this = Attempt(
+        attempt_id="att_1", request_id="req_1", number=1, candidate=candidate, price=candidate.price,
+        started_at=world.clock.now(), output_limit=100, input_tokens_estimate=9,
+    )  # fmt: skip
+    world.journal.append(Intent.of(this, exchange.admitted.request, exchange.principal))
+    await world.journal.durable(1)
+    needs = Attempting(
+        upstreams=world.upstreams, journal=world.journal, clock=world.clock, experience=world.experience,
+        telemetry=world.telemetry,
+    )  # fmt: skip
+    call = UpstreamCall(
+        provider="moonshot", account="main", url="", body=b"", headers={"x-gateway-attempt-id": "att_1"},
+        timeouts=TIMEOUTS, stream=True,
+    )  # fmt: skip
+    relayed: list[bytes] = []
+
+    async def relay(data: bytes) -> None:
+        relayed.append(data)
+
+    watch = Watch(heartbeat=None)
+    watch.begin_attempt(TIMEOUTS, drain=False)
+    only = world.catalogue.providers["moonshot"]
+    dialect = replace(DIALECTS["moonshot"], **fault)
+    outcome = await attempt(needs, this, exchange.admitted.request, only, dialect, call, watch, relay)
+    watch.end()
+    kind = None if outcome.failure is None else outcome.failure.kind.value
+    assert (outcome.status, outcome.usage_source, kind) == ended
+    assert [str(defect) for defect in world.telemetry.defects] == ["a dialect's own fault"]
+    assert world.upstreams.answers[-1].released == [ended[0] == "succeeded"]
 
 
 @on_virtual_time

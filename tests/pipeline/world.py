@@ -451,30 +451,34 @@ class World:
             self.upstreams.scripts[provider] = list(given) if isinstance(given, list) else [given]
         return self
 
-    def begin(
+    def prepared(
         self,
         *,
-        stream: bool = True,
+        stream: bool,
         usage: bool = False,
         principal: Principal = ALICE,
         headers: Mapping[str, str] | None = None,
         **members: Any,
-    ) -> Run:
-        """A chat completion request on its way. Raises RefusedError where no exchange comes about."""
+    ) -> Exchange:
+        """A chat completion request, admitted and planned for. Raises RefusedError where no exchange comes about."""
         body: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Why?"}], **members}
         if stream:
             body["stream"] = True
         if usage:
             body["stream_options"] = {"include_usage": True}
         request_id = self.conductor.ids.request_id()
-        exchange = self.conductor.prepare(request_id, principal, json.dumps(body).encode(), headers or {})
+        return self.conductor.prepare(request_id, principal, json.dumps(body).encode(), headers or {})
+
+    def begin(self, *, stream: bool = True, **asked: Any) -> Run:
+        """The same on its way."""
+        exchange = self.prepared(stream=stream, **asked)
         reply = RecordingReply(self.journal, self.clock)
         watch = Watch(heartbeat=reply.heartbeat if stream else None)
         task = asyncio.get_running_loop().create_task(self.conductor.run(exchange, reply, watch))
         return Run(world=self, exchange=exchange, reply=reply, watch=watch, task=task)
 
     async def ask(self, **asked: Any) -> Run:
-        """The same, to its end."""
+        """And to its end."""
         return await self.begin(**asked).ended()
 
     async def refused(self, **asked: Any) -> RecordingReply:
