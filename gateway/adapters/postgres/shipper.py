@@ -51,7 +51,8 @@ ON CONFLICT (journal_id) DO UPDATE
 """
 _PLANS: Final = b"""
 INSERT INTO exchanges (request_id, made_at, key_id, plan)
-SELECT * FROM unnest(%s::text[], %s::timestamptz[], %s::text[], %s::jsonb[]) ON CONFLICT DO NOTHING
+SELECT * FROM jsonb_to_recordset(%s::jsonb) AS made (request_id text, made_at timestamptz, key_id text, plan jsonb)
+ON CONFLICT DO NOTHING
 """
 _SET_ASIDE: Final = b"""
 INSERT INTO ledger_dead_letters (journal_id, segment, byte_offset, payload, reason) VALUES (%s, %s, %s, %s, %s)
@@ -464,13 +465,12 @@ async def _add_entries(cursor: psycopg.AsyncCursor, entries: Sequence[LedgerEntr
 
 
 async def _add_plans(cursor: psycopg.AsyncCursor, plans: Sequence[PlanRecord]) -> None:
-    columns = (
-        [plan.request_id for plan in plans],
-        [plan.made_at for plan in plans],
-        [plan.key_id for plan in plans],
-        [bytes(plan.plan).decode("utf-8", "replace") for plan in plans],
-    )
-    await cursor.execute(_PLANS, columns)
+    """All plans as one JSON text: psycopg would escape an array of them element by element, in Python."""
+    rows = [
+        {"request_id": plan.request_id, "made_at": plan.made_at, "key_id": plan.key_id, "plan": plan.plan}
+        for plan in plans
+    ]
+    await cursor.execute(_PLANS, [msgspec.json.encode(rows).decode("utf-8", "replace")])
 
 
 def _reason(error: Exception) -> str:
