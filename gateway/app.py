@@ -28,7 +28,7 @@ from gateway.adapters.journal import JournalWriter, journal_id
 from gateway.adapters.journal.outbox import Outbox
 from gateway.adapters.postgres.keys import KeyStore, PostgresApiKeys
 from gateway.adapters.postgres.reports import Reports
-from gateway.adapters.postgres.schema import SchemaError, migrate, require_current
+from gateway.adapters.postgres.schema import migrate, require_current
 from gateway.adapters.postgres.shipper import Shipper
 from gateway.adapters.telemetry import PrometheusTelemetry
 from gateway.adapters.upstream.aiohttp_client import AiohttpUpstreams
@@ -311,13 +311,8 @@ def tell_findings(loaded: Loaded) -> None:
 
 
 def prepare_database(settings: Settings, url: str) -> None:
-    """Migrates, or insists on the right schema; a database that is away now may come later."""
+    """Migrates, or insists on the right schema. Raises SchemaError, also while the database is away."""
     if settings.migrates_at_start:
         migrate(url)
-        return
-    try:
+    else:
         require_current(url)
-    except SchemaError:
-        raise
-    except OSError as error:
-        LOGGER.warning("the database is away; starting without it: %s", error)

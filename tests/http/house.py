@@ -69,6 +69,7 @@ class House:
     server: GatewayServer
     url: str
     settings: Settings
+    database_url: str
     client: httpx.AsyncClient
     simulators: dict[str, Simulator] = field(default_factory=dict)
     addresses: dict[str, str] = field(default_factory=dict)
@@ -156,7 +157,6 @@ async def serving(
     settings = Settings(
         data_dir=folder / "data",
         config_dir=write_config(folder, addresses, edits),
-        database_url=SecretStr(database_url),
         admin_token=SecretStr(ADMIN_TOKEN),
         port=0,
     )
@@ -169,7 +169,13 @@ async def serving(
         url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
         async with httpx.AsyncClient(base_url=url, timeout=WAIT_SECONDS_MAX, trust_env=False) as client:
             house = House(
-                gateway=gateway, server=server, url=url, settings=settings, client=client, addresses=dict(addresses)
+                gateway=gateway,
+                server=server,
+                url=url,
+                settings=settings,
+                database_url=database_url,
+                client=client,
+                addresses=dict(addresses),
             )
             yield replace(house, key=(await house.make_key(name="tests"))["key"])
     finally:

@@ -61,10 +61,9 @@ async def test_a_key_with_everything(house: House):
 async def test_only_a_digest_is_kept(house: House):
     """No table of the database holds a secret."""
     secret = (await house.make_key())["key"]
-    url = house.settings.database_url.get_secret_value() if house.settings.database_url else ""
 
     def holders() -> list[str]:
-        with psycopg.connect(url) as db:
+        with psycopg.connect(house.database_url) as db:
             names = [name for (name,) in db.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
             query = 'SELECT count(*) FROM "{}" AS t WHERE t::text LIKE %s'
             return [name for name in names if db.execute(query.format(name), (f"%{secret[4:36]}%",)).fetchone() != (0,)]
