@@ -22,6 +22,7 @@ from tests.prove.catalogue import PROOFS
 from tests.prove.proof import Ground, Proof, Proven
 
 PAGE_COLUMNS: Final = 160
+LOG_TAIL_CHARACTERS: Final = 1_000
 
 
 class SizeType(click.ParamType):
@@ -68,8 +69,7 @@ def _words(error: BaseException, folder: Path) -> str:
     """An error in words; of a group its first cause, for the others only follow it."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    log = folder / "gateway.log"
-    tail = log.read_text(errors="replace")[-1_000:] if log.exists() else ""
+    tail = "".join(log.read_text(errors="replace")[-LOG_TAIL_CHARACTERS:] for log in folder.rglob("gateway.log"))
     return f"{type(error).__name__}: {error}\n{tail}".strip()
 
 

@@ -10,7 +10,7 @@ from tests.prove.proof import Proof
 PROOFS: Final = (
     Proof(
         name="conservation", claim="bills, ledger and report agree to the pico-dollar",
-        prove=conservation.prove, unit="requests", small=150, usual=10_000, full=200_000,
+        prove=conservation.prove, unit="requests", small=400, usual=10_000, full=200_000,
     ),
     Proof(
         name="storm", claim="kill -9 under open streams loses nothing and doubles nothing",

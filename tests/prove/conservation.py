@@ -9,7 +9,6 @@ from typing import Any, Final
 import httpx
 
 from bench.audit import of_bill, of_ledger
-from bench.launch import working_folder
 from tests.prove.client import Answer
 from tests.prove.proof import Ground, Proven, told
 from tests.prove.stage import Stage, differences, staged
@@ -55,7 +54,9 @@ def prove(size: int, ground: Ground) -> Proven:
     violations: list[str] = []
     sums = {"attempts": 0, "told": 0, "tokens": 0, "pico": 0, "estimated": 0}
     for seed in range(1, rounds + 1):
-        with working_folder() as folder, staged(folder, seed=seed, simulator={"tokens_per_chunk": 4}) as stage:
+        folder = ground.folder / f"round-{seed}"
+        folder.mkdir(mode=0o711)
+        with staged(folder, seed=seed, simulator={"tokens_per_chunk": 4}) as stage:
             violations += asyncio.run(_round(stage, seed, -(-size // rounds), ground, sums))
     figure = (
         f"{size:,} requests, {sums['attempts']:,} attempts: difference {sums['tokens']} tokens, {sums['pico']} "

@@ -108,7 +108,7 @@ async def _outage(stage: Stage, database: EmbeddedPostgres, seconds: int, rows: 
         violations.append("no answer came while the database was away, so nothing was proven")
     figure = (
         f"{seconds} s without PostgreSQL: {during:,} answers meanwhile, client errors {len(failed)}; "
-        f"{rows + len(books.ledger):,} rows drained{'' if rate is None else f', {rate:,.0f} rows/s'}; sums equal"
+        f"{rows + len(books.ledger):,} rows drained{'' if rate is None else f', {rate:,.0f} rows/s'}; sums {'differ' if violations else 'equal'}"
     )
     short = rate is not None and rate < ROWS_PER_SECOND
     return Proven(figure=figure, violations=told(violations), missed=f"{ROWS_PER_SECOND:,} rows/s" if short else None)

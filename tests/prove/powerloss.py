@@ -203,9 +203,17 @@ def _reordered(content: bytes, unsynced: list[Call], chance: Random) -> bytes:
             continue
         if chance.random() < 0.5:
             kept.extend(bytes(max(0, end - len(kept))))
-            kept[end : end + len(call.data)] = call.data
+            kept[end : end + len(call.data)] = _holed(call.data, chance)
         end += len(call.data)
     return bytes(kept)
+
+
+def _holed(data: bytes, chance: Random) -> bytes:
+    """One write, of which a part may not have reached the disk: a file grows before its content is there."""
+    if chance.random() < 0.5:
+        return data
+    start, end = sorted((chance.randrange(len(data) + 1), chance.randrange(len(data) + 1)))
+    return data[:start] + bytes(end - start) + data[end:]
 
 
 # -- recovery ----------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def prove(size: int, ground: Ground) -> Proven:
         violations.append(f"roll-ups sum to {rolled_up}, the entries to {expected}")
     figure = (
         f"{size:,} settlements in {len(segments)} segments, {ROUNDS} times shuffled by {SHIPPERS} shippers at once: "
-        f"inserted {', '.join(f'{rows:,}' for rows in added)}; roll-ups unchanged"
+        f"inserted {', '.join(f'{rows:,}' for rows in added)}; roll-ups {'wrong' if violations else 'unchanged'}"
     )
     return Proven(figure=figure, violations=told(violations))
 

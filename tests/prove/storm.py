@@ -35,6 +35,7 @@ class _Storm:
     moved: asyncio.Event = field(default_factory=asyncio.Event)
     numbers: count[int] = field(default_factory=count)
     answers: list[Answer] = field(default_factory=list)
+    finished: int = 0
     open: int = 0
     pieces: int = 0
     cut: int = 0
@@ -62,8 +63,8 @@ def prove(size: int, ground: Ground) -> Proven:
         f"{len(crashed):,} recovered, {len(unflagged)} without a flag"
     )
     violations = differences(verdict) + [f"recovered without a flag: {row['attempt_id']}" for row in unflagged]
-    if size and not crashed:
-        violations.append("no kill met an open stream, so nothing was proven")
+    if not crashed or not books.acknowledged:
+        violations.append("no kill met an open stream, or no answer was acknowledged, so nothing was proven")
     return Proven(figure=figure, violations=told(violations))
 
 
@@ -78,6 +79,9 @@ async def _storm(stage: Stage, cycles: int, ground: Ground) -> tuple[_Storm, Boo
             for _ in range(cycles):
                 await _kill_once(storm, storm.chance.randint(fewest, most - most // 10))
                 ground.tick(1)
+            calm = storm.finished + most
+            async with asyncio.timeout(FILL_SECONDS_MAX):
+                await storm.until(lambda: storm.finished >= calm)
         finally:
             storm.ended = True
             storm.up.set()
@@ -86,10 +90,11 @@ async def _storm(stage: Stage, cycles: int, ground: Ground) -> tuple[_Storm, Boo
 
 
 async def _kill_once(storm: _Storm, streams: int) -> None:
-    """Waits for the streams to be open and for some more of them to pass, kills, and starts again."""
-    further = storm.chance.choice([0, *(storm.chance.randrange(1, 20 * streams) for _ in range(3))])
+    """Waits for some answers to be whole, for the streams to be open and for more of them to pass; then kills."""
+    finished = storm.finished + storm.chance.choice([0, streams // 2, streams])
+    further = storm.chance.choice([0, storm.chance.randrange(1, 10 * streams)])
     async with asyncio.timeout(FILL_SECONDS_MAX):
-        await storm.until(lambda: storm.open >= streams)
+        await storm.until(lambda: storm.finished >= finished and storm.open >= streams)
         pieces = storm.pieces + further
         await storm.until(lambda: storm.pieces >= pieces)
     storm.up.clear()
@@ -107,6 +112,8 @@ async def _client(storm: _Storm) -> None:
         stream = draw.random() >= WHOLE_SHARE
         answer = await _ask(storm, paced(number, output_tokens=draw.randrange(8, 160), stream=stream))
         storm.answers.append(answer)
+        storm.finished += answer.complete
+        storm.moved.set()
         if not answer.complete:
             await storm.up.wait()
 
