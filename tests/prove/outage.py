@@ -25,7 +25,9 @@ from tests.prove.stage import Stage, differences, staged
 from tests.prove.traffic import paced
 
 CLIENTS: Final = 8
-WARM_ANSWERS: Final = 2 * CLIENTS
+ANSWERS_AROUND: Final = 4 * CLIENTS
+"""So many answers come before the database goes, and after it is back."""
+OUTAGE_SECONDS_MORE_MAX: Final = 180.0
 ROWS_PER_SECOND: Final = 20_000
 BACKLOG_ROWS_PER_SECOND: Final = 5_000
 BACKLOG_ROWS_MAX: Final = 500_000
@@ -83,21 +85,24 @@ def prove(size: int, ground: Ground) -> Proven:
 
 async def _outage(stage: Stage, database: EmbeddedPostgres, seconds: int, rows: int, ground: Ground) -> Proven:
     load = _Load(stage)
-    async with stage.client, asyncio.timeout(seconds + DRAIN_SECONDS_MAX), asyncio.TaskGroup() as group:
-        clients = [group.create_task(load.client()) for _ in range(CLIENTS)]
+    backlog: tuple[int, ...] | None = None
+    async with stage.client, asyncio.timeout(seconds + OUTAGE_SECONDS_MORE_MAX), asyncio.TaskGroup() as group:
+        for _ in range(CLIENTS):
+            group.create_task(load.client())
         try:
-            await load.more(WARM_ANSWERS)
+            await load.more(ANSWERS_AROUND)
             await asyncio.to_thread(_kill, stage)
             before = len(load.answers)
             for _ in range(seconds):
                 await asyncio.sleep(1)
                 ground.tick(1)
             during = len(load.answers) - before
+            if rows:
+                backlog = await asyncio.to_thread(_leave_backlog, stage, rows)
+            url = await asyncio.to_thread(database.start)
+            await load.more(ANSWERS_AROUND)
         finally:
             load.ended = True
-        await asyncio.wait(clients)
-    backlog = await asyncio.to_thread(_leave_backlog, stage, rows) if rows else None
-    url = await asyncio.to_thread(database.start)
     rate, rolled_up = await asyncio.to_thread(_drained, url, rows) if rows else (None, None)
     books, verdict = await stage.audit(load.answers)
     failed = [answer for answer in load.answers if not answer.complete]
@@ -108,7 +113,8 @@ async def _outage(stage: Stage, database: EmbeddedPostgres, seconds: int, rows: 
         violations.append("no answer came while the database was away, so nothing was proven")
     figure = (
         f"{seconds} s without PostgreSQL: {during:,} answers meanwhile, client errors {len(failed)}; "
-        f"{rows + len(books.ledger):,} rows drained{'' if rate is None else f', {rate:,.0f} rows/s'}; sums {'differ' if violations else 'equal'}"
+        f"{rows + len(books.ledger):,} rows drained{'' if rate is None else f' at {rate:,.0f} a second'}, "
+        f"sums {'differ' if violations else 'equal'}"
     )
     short = rate is not None and rate < ROWS_PER_SECOND
     return Proven(figure=figure, violations=told(violations), missed=f"{ROWS_PER_SECOND:,} rows/s" if short else None)
