@@ -91,27 +91,32 @@ def main(names: tuple[str, ...], factor: float | None) -> None:
 def _show(proof: Proof, factor: float | None, console: Console) -> bool:
     """Runs a proof with a bar and prints its line; whether the law held."""
     size, began = size_of(proof, factor), time.monotonic()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"{proof.name}, {proof.unit}", total=size * proof.ticks)
+    with _progress(console) as bar:
+        task = bar.add_task(f"{proof.name}: {proof.claim}", total=size * proof.ticks, unit=proof.unit)
         proven = run(proof, size, lambda done: bar.advance(task, done))
-    word, style = (
-        ("BROKEN", "red") if proven.violations else ("short", "yellow") if proven.missed else ("held", "green")
-    )
-    console.print(
-        f"[{style}]{word:6}[/] {proof.name:13} {proven.figure}  ({time.monotonic() - began:.0f} s)", soft_wrap=True
-    )
+    word, style = "held", "green"
+    if proven.violations or proven.missed:
+        word, style = ("BROKEN", "red") if proven.violations else ("short", "yellow")
+    seconds = time.monotonic() - began
+    console.print(f"[{style}]{word:6}[/] {proof.name:12} {proven.figure} ({seconds:.0f} s)", soft_wrap=True)
     if proven.missed:
         console.print(f"       the figure to reach is {proven.missed}; a busy machine shows less", style=style)
     for violation in proven.violations:
         console.print(f"       {violation}", style="red", markup=False, soft_wrap=True)
     return not proven.violations
+
+
+def _progress(console: Console) -> Progress:
+    """A bar on a terminal, nothing in a pipe."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 if __name__ == "__main__":
