@@ -353,9 +353,12 @@ def _check_backlog(found: Examination, db: psycopg.Connection[Any], data_dir: Pa
     rows = db.execute("SELECT journal_id, segment, byte_offset FROM journal_offsets").fetchall()
     offsets = {journal_id: (segment, byte_offset) for journal_id, segment, byte_offset in rows}
     behind = unshipped_entries(data_dir, offsets)
-    is_running = any(journal.is_live for journal in journals(data_dir))
+    known = journals(data_dir)
+    is_running = any(journal.is_live for journal in known)
+    left = sum(not journal.is_live and not journal.is_shipped for journal in known)
     if not behind:
-        found.ok("journal", "Every settled attempt in the journals is in the database.")
+        closing = f"; {left} journals of stopped gateways are closed by the next one." if left else "."
+        found.ok("journal", f"Every settled attempt in the journals is in the database{closing}")
     elif is_running and behind <= BEHIND_WARN:
         found.ok("journal", f"{behind} attempts are on their way to the database.")
     elif is_running:
