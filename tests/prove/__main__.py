@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench.launch import working_folder
-from bench.process import allow_many_sockets
+from bench.process import LaunchError, allow_many_sockets
 from gateway.adapters.embedded import embedded
 from gateway.adapters.postgres.schema import migrate
 from tests.prove.catalogue import PROOFS
@@ -69,6 +69,8 @@ def _words(error: BaseException, folder: Path) -> str:
     """An error in words; of a group its first cause, for the others only follow it."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    if isinstance(error, LaunchError):
+        return str(error)  # which ends with the end of its log
     tail = "".join(log.read_text(errors="replace")[-LOG_TAIL_CHARACTERS:] for log in folder.rglob("gateway.log"))
     return f"{type(error).__name__}: {error}\n{tail}".strip()
 

@@ -20,7 +20,7 @@ from random import Random
 from typing import Final, Literal
 
 from gateway.adapters.journal import JournalWriter, SegmentReader, Syscalls, claim, decode, encode_frame, recover
-from gateway.adapters.journal.folders import FOLDER, LOCK
+from gateway.adapters.journal.folders import FOLDER, LOCK, ClaimedJournal
 from gateway.core.ledger import Intent, LedgerEntry, Record
 from gateway.pipeline.ports import MeteringUnavailableError
 from tests.integration.samples import entry, intent, plan, progress
@@ -30,6 +30,8 @@ EXCHANGES: Final = 24
 STATES_PER_HISTORY: Final = 50
 SEGMENT_BYTES: Final = 6_000
 FAULT_SHARE: Final = 0.04
+INTERRUPTED_SHARE: Final = 0.3
+"""So often the power goes again in the middle of the recovery."""
 RECORDING_SECONDS_MAX: Final = 60.0
 
 Kind = Literal["create", "write", "truncate", "sync begins", "synced", "directory synced"]
@@ -63,9 +65,10 @@ class History:
 class Recording(Syscalls):
     """The real kernel, written down; now and then a write falls short, the disk is full or a sync fails."""
 
-    def __init__(self, history: History, chance: Random) -> None:
+    def __init__(self, history: History, chance: Random, *, fault_share: float = FAULT_SHARE) -> None:
         self._history = history
         self._chance = chance
+        self._fault_share = fault_share
         self._paths: dict[int, Path] = {}
 
     def create(self, path: Path) -> int:
@@ -75,7 +78,7 @@ class Recording(Syscalls):
         return descriptor
 
     def write(self, descriptor: int, data: bytes) -> int:
-        if self._chance.random() < FAULT_SHARE:
+        if self._chance.random() < self._fault_share:
             if self._chance.random() < 0.5:
                 raise OSError(errno.ENOSPC, "No space left on device")
             data = data[: self._chance.randrange(1, len(data) + 1)]
@@ -90,7 +93,7 @@ class Recording(Syscalls):
     def fdatasync(self, descriptor: int) -> None:
         path = self._paths[descriptor]
         began = self._history.note(Call("sync begins", path))
-        if self._chance.random() < FAULT_SHARE:
+        if self._chance.random() < self._fault_share:
             raise OSError(errno.EIO, "Input/output error")
         super().fdatasync(descriptor)
         self._history.note(Call("synced", path, mark=began))
@@ -221,7 +224,8 @@ def _holed(data: bytes, chance: Random) -> bytes:
 
 def check(history: History, at: int, folder: Path, seed: str) -> list[str]:
     """Builds one state, recovers it twice, and says what is wrong with what is there then."""
-    files = crash(history, at, Random(seed))
+    chance = Random(seed)
+    files = crash(history, at, chance)
     journal = folder / FOLDER / "j"
     journal.mkdir(parents=True)
     (journal / LOCK).touch()
@@ -229,6 +233,7 @@ def check(history: History, at: int, folder: Path, seed: str) -> list[str]:
         (journal / name).write_bytes(content)
     try:
         with _claimed(journal) as claimed:
+            interrupted = _interrupted(claimed, chance) if chance.random() < INTERRUPTED_SHARE else []
             first = recover(claimed)
             again = recover(claimed)
         found = [decode(frame.payload) for path in sorted(journal.glob("*.seg")) for frame in SegmentReader(path)]
@@ -236,13 +241,26 @@ def check(history: History, at: int, folder: Path, seed: str) -> list[str]:
         return [f"{seed}: {type(error).__name__}: {error}"]
     finally:
         shutil.rmtree(folder)
-    wrong = _wrong(history, at, found, list(first.entries))
+    wrong = _wrong(history, at, found, [*interrupted, *first.entries])
     if again.entries:
         wrong.append("a second recovery found something open")
     return [f"{seed}: {each}" for each in wrong]
 
 
-def _claimed(journal: Path):
+def _interrupted(claimed: ClaimedJournal, chance: Random) -> list[LedgerEntry]:
+    """A recovery in which the power goes again: leaves some legal state of what it wrote. Returns what it meant to."""
+    history = History()
+    meant = recover(claimed, syscalls=Recording(history, chance, fault_share=0.0))
+    left = crash(history, chance.randint(0, len(history.calls)), chance)
+    for call in history.calls:
+        if call.kind == "create":
+            call.path.unlink()
+    for name, content in left.items():
+        (claimed.path / name).write_bytes(content)
+    return list(meant.entries)
+
+
+def _claimed(journal: Path) -> ClaimedJournal:
     claimed = claim(journal)
     assert claimed is not None
     return claimed
