@@ -12,8 +12,8 @@ import logging
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from types import FrameType
 from typing import Final
 
@@ -62,6 +62,7 @@ class Gateway:
         self._environ = environment() if environ is None else environ
         self._stop = asyncio.Event()
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.deadline: asyncio.TimerHandle | None = None
         clock = SystemClock()
         loaded = load(settings.config_dir, now=clock.now())
         tell_findings(loaded)
@@ -163,6 +164,8 @@ class Gateway:
         if not await self.services.exchanges.wait(SHUTDOWN_SECONDS):
             self.interrupt_exchanges()
             await self.services.exchanges.wait(CLOSE_SECONDS_MAX)
+        if self.deadline is not None:
+            self.deadline.cancel()
         await self.shipper.flush(CLOSE_SECONDS_MAX)
         self._stop.set()
         _, late = await asyncio.wait(background, timeout=CLOSE_SECONDS_MAX)
@@ -177,7 +180,7 @@ class Gateway:
         self.services.stopping = True
         LOGGER.info("shutting down", extra={"fields": {"open_exchanges": len(self.services.exchanges)}})
         if self.loop is not None:
-            self.loop.call_later(SHUTDOWN_SECONDS, self.interrupt_exchanges)
+            self.deadline = self.loop.call_later(SHUTDOWN_SECONDS, self.interrupt_exchanges)
 
     def interrupt_exchanges(self) -> None:
         """Ends every open exchange with an honest error and a settlement."""
@@ -273,6 +276,14 @@ class GatewayServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
         super().__init__(config)
         self._gateway = gateway
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """A stop by signal is an ordinary end, with status 0: uvicorn would raise the signal again, which kills the
+        process before whoever runs the server, and a database beside it, could put that away."""
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._gateway.loop is not None:
