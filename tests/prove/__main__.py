@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -81,6 +82,8 @@ def _words(error: BaseException, folder: Path) -> str:
 def main(names: tuple[str, ...], factor: float | None) -> None:
     """Try to break the laws of the ledger: all proofs, or those that are named."""
     logging.getLogger("gateway").addHandler(logging.NullHandler())  # the faults that a proof makes are its own business
+    for name in [name for name in os.environ if name.startswith("GATEWAY_")]:
+        del os.environ[name]  # what is proven is this checkout, and not somebody's installation
     allow_many_sockets()
     console = Console(highlight=False)
     console = console if console.is_terminal else Console(width=PAGE_COLUMNS, highlight=False)
