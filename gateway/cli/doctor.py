@@ -25,6 +25,7 @@ import httpx
 import psycopg
 import redis
 from pydantic import SecretStr
+from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.adapters.embedded import LOCATION_FILE, WHEEL, WHEEL_PACKAGE, EmbeddedPostgresError
 from gateway.adapters.journal import journals
@@ -296,6 +297,9 @@ def check_database(found: Examination, settings: Settings) -> float | None:
     except psycopg.Error as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         found.fail("database", f"The database does not answer as it should: {reason}", "Look into its log.")
+    except (ValueError, SQLAlchemyError) as error:  # their words may hold a part of the URL
+        message = f"The database cannot be asked ({type(error).__name__})."
+        found.fail("database", message, "Correct GATEWAY_DATABASE_URL: postgresql://user:password@host:5432/name")
     return None
 
 

@@ -176,6 +176,16 @@ def test_a_database_that_is_away_fails_without_its_password() -> None:
     assert "very-private-word" not in repr(checks)
 
 
+@pytest.mark.parametrize(
+    "url", ["postgresql://g:very-private-word@h:port/g", "postgresql://g:%zzvery-private-word@[::1/g"]
+)
+def test_a_database_url_that_is_none_fails_without_a_trace(url: str) -> None:
+    """What a parser says of it may quote it, so only its kind is told."""
+    checks = run(status=1, GATEWAY_DATABASE_URL=url, **CREDENTIALS)
+    assert only(checks, "database").status == "fail"
+    assert "very-private-word" not in repr(checks)
+
+
 def test_an_older_schema_fails_where_nobody_migrates_it(postgres_url: str) -> None:
     """`gateway migrate` is the mend, or the next start where that is allowed to."""
     downgrade(postgres_url, "base")
