@@ -211,6 +211,8 @@ async def _relay_stream(
         else:
             now = loop_time()
             last = scanner.finish()
+            if last is not None and sight.seen.first_byte_at is None and last.raw.lstrip().startswith(b"{"):
+                return _take_whole(this, card, dialect, last.raw, sight, streamed=True)  # JSON, whatever its type said
             events = [] if last is None else [_ended(last)]
         passing = [event.raw for event in events if _passes(needs, reader, watch, event, sight)]
         failure = _trouble(dialect, sight) or _mismatch(this, card, sight)
@@ -232,7 +234,7 @@ async def _relay_stream(
             _note_progress(needs, this, sight)
         if not chunk:
             break
-    if reader.complete and (reader.done or _all_finished(sight)):
+    if _is_whole(sight):
         return None
     return _broken("the upstream's stream ended before the answer did")
 
@@ -241,6 +243,14 @@ def _ended(event: Event) -> Event:
     """A stream's last event with the blank line it lacks, so that nothing runs into what we write after it."""
     missing = b"\n" if event.raw.endswith((b"\n", b"\r")) else b"\n\n"
     return Event(event.raw + missing, event.data)
+
+
+def _is_whole(sight: Sight) -> bool:
+    """Whether a stream that ended was an answer: ``[DONE]`` proves it (providers §1.5), else every finish reason."""
+    reader = sight.reader
+    if reader.done:
+        return reader.complete or reader.has_content
+    return reader.complete and _all_finished(sight)
 
 
 def _lacks_only_its_end(sight: Sight, failure: Failure) -> bool:

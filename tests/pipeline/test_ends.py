@@ -164,7 +164,17 @@ BREAKS = {
     ),
     "ended too soon": End(script=stream(ANSWER), status="failed", error="broken", code="upstream_error"),
     "ended at once": End(script=stream(), status="failed", error="broken", code="upstream_error", client_status=502),
-    "done without a finish": End(script=stream(ANSWER, DONE), status="failed", error="broken", code="upstream_error"),
+    "done without an answer": End(
+        script=stream(ROLE, DONE), status="failed", error="broken", code="upstream_error", client_status=502
+    ),
+    "an error that poses as text": End(
+        script=Script(headers={"content-type": "text/plain"}, body=(encoded(RATE_ERROR),)),
+        status="failed",
+        source="none",
+        error="rate_limited",
+        code="upstream_error",
+        client_status=502,
+    ),
     "malformed at first": End(
         script=stream(b"data: {oops\n\n", FOREVER),
         status="failed",
@@ -221,6 +231,7 @@ WHOLE = {
     "no usage": End(script=stream(ANSWER, finish(), DONE), status="succeeded"),
     "zero usage": End(script=stream(ANSWER, finish(), closing(totals(0, 0)), DONE), status="succeeded"),
     "negative usage": End(script=stream(ANSWER, finish(), closing(totals(-1, 5)), DONE), status="succeeded"),
+    "done without a finish": End(script=stream(ANSWER, DONE), status="succeeded"),
     "no end mark": End(script=stream(ANSWER, finish(), closing(USAGE)), status="succeeded", source="provider"),
     "no end mark, no usage": End(script=stream(ANSWER, finish()), status="succeeded"),
     "reset after the finish": End(script=stream(ANSWER, finish(), broken()), status="succeeded"),
