@@ -14,10 +14,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import click
@@ -34,6 +34,7 @@ from gateway.adapters.postgres.schema import SchemaError, current_revision, requ
 from gateway.catalog import CatalogError, Finding, Loaded, load
 from gateway.catalog.review import Comparison, stale_prices
 from gateway.cli.common import CONFIG, JSON, database, print_json
+from gateway.cli.examination import Check, Examination, Status
 from gateway.core.catalogue import Catalogue, Deployment, ProviderCard
 from gateway.core.pricing import Price
 from gateway.settings import (
@@ -60,66 +61,7 @@ FREE_BYTES_FAIL: Final = 256 * 1024 * 1024
 FREE_BYTES_WARN: Final = 2 * 1024 * 1024 * 1024
 BEHIND_WARN: Final = 1_000
 """A running gateway ships within a second; more attempts than this say that it does not."""
-REDACTED: Final = "[redacted]"
-SECRET_CHARACTERS_MIN: Final = 4
-"""Clearing away a shorter one would spoil every word that it is a part of."""
-
-Status = Literal["ok", "warn", "fail"]
 _COLOURS: Final[Mapping[Status, str]] = {"ok": "green", "warn": "yellow", "fail": "red"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One line of the doctor's: what was looked at, how it is, and the mend where it is not well."""
-
-    name: str
-    status: Status
-    message: str
-    mend: str | None = None
-
-
-@dataclass(slots=True, kw_only=True)
-class Examination:
-    """What one run has found so far, and the secrets that must not appear in it."""
-
-    checks: list[Check] = field(default_factory=list)
-    secrets: list[str] = field(default_factory=list)
-
-    def ok(self, name: str, message: str) -> None:
-        self.checks.append(Check(name=name, status="ok", message=message))
-
-    def warn(self, name: str, message: str, mend: str) -> None:
-        self.checks.append(Check(name=name, status="warn", message=message, mend=mend))
-
-    def fail(self, name: str, message: str, mend: str) -> None:
-        self.checks.append(Check(name=name, status="fail", message=message, mend=mend))
-
-    def keep_out(self, secret: str | None) -> None:
-        """Whatever is printed later, this is not."""
-        if secret is not None and len(secret) >= SECRET_CHARACTERS_MIN:
-            self.secrets.append(secret)
-
-    @property
-    def status(self) -> Status:
-        found = {check.status for check in self.checks}
-        return "fail" if "fail" in found else "warn" if "warn" in found else "ok"
-
-    def cleared(self) -> list[Check]:
-        """The checks without any secret in them."""
-        return [
-            Check(
-                name=check.name,
-                status=check.status,
-                message=self._clear(check.message),
-                mend=None if check.mend is None else self._clear(check.mend),
-            )
-            for check in self.checks
-        ]
-
-    def _clear(self, text: str) -> str:
-        for secret in sorted(self.secrets, key=len, reverse=True):
-            text = text.replace(secret, REDACTED)
-        return text
 
 
 @click.command()

@@ -16,7 +16,8 @@ from click.testing import CliRunner
 
 from gateway.adapters.postgres.schema import downgrade
 from gateway.catalog import FILES, load
-from gateway.cli.doctor import Check, Examination, check_clock, check_models, doctor
+from gateway.cli.doctor import check_clock, check_models, doctor
+from gateway.cli.examination import Check, Examination
 from gateway.cli.root import cli
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
