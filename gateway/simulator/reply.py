@@ -164,6 +164,8 @@ async def _send_stream(reply: Reply, call: Call, owed: Owed) -> None:
         if isinstance(item, stream.Act):
             await batch.flush()
             if not await _act(reply, call, item):
+                # All of it was made, and is owed as it was told, also reasoning that no event carried.
+                call.billed = call.billed or (batch.finished and call.usage_sent)
                 return
             continue
         batch.add(item)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.simulator import PRICES, Price, Settings, Simulator, credential_label, filler
+from gateway.simulator import PRICES, Fault, Price, Settings, Simulator, credential_label, filler
 
 
 def test_a_line_is_tokens_times_price(direct, ask):
@@ -72,6 +72,16 @@ def test_a_stream_that_the_client_left(direct, ask, provider, policy, output):
     assert (line.ended, line.aborted, line.told) == ("aborted", True, "untold")
     assert line.prompt_tokens == line.input_tokens > 0
     assert line.output_tokens == output
+
+
+def test_a_stream_that_was_cut_after_its_usage_is_billed_as_told(direct, ask):
+    """Reasoning that no event carried was made all the same: what was told is what is owed, [DONE] or not."""
+    simulator = direct.simulator("moonshot")
+    for fault in (Fault(kind="no_reasoning"), Fault(kind="close_mid_body", after_chunks=-1)):
+        simulator.faults.add(fault, now=0)
+    direct.ask(simulator, ask("[[out=90]] [[reasoning=0.8]]", stream=True))
+    (line,) = simulator.bill.lines
+    assert (line.ended, line.told, line.output_tokens) == ("broken", "told", 90)
 
 
 def test_an_answer_without_stream_that_the_client_left(direct, ask):
