@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
@@ -132,16 +132,19 @@ def _kill(stage: Stage) -> None:
 
 def _leave_backlog(stage: Stage, rows: int) -> tuple[int, ...]:
     """Leaves what another worker settled before it died: a journal of that many rows. Returns their sums."""
-    entries: list[LedgerEntry] = list(settlements(rows, seed=4, key=BACKLOG_KEY))
     journal = JournalWriter.open(stage.ours.data_dir, journal_id(datetime.now(UTC), os.urandom(8)))
-    try:
-        for number, each in enumerate(entries, start=1):
+
+    def written() -> Iterator[LedgerEntry]:
+        for number, each in enumerate(settlements(rows, seed=4, key=BACKLOG_KEY), start=1):
             position = journal.append(each)
             if number % SYNCED_ROWS == 0:
                 asyncio.run(journal.durable(position))
+            yield each
+
+    try:
+        return sums_of(written())
     finally:
         journal.close()
-    return sums_of(entries)
 
 
 def _drained(url: str, rows: int) -> tuple[float, tuple[int, ...]]:
