@@ -74,12 +74,17 @@ def test_a_stream_that_the_client_left(direct, ask, provider, policy, output):
     assert line.output_tokens == output
 
 
-def test_a_stream_that_was_cut_after_its_usage_is_billed_as_told(direct, ask):
+def test_a_stream_that_was_cut_after_its_usage_is_billed_as_told(over_http, ask):
     """Reasoning that no event carried was made all the same: what was told is what is owed, [DONE] or not."""
-    simulator = direct.simulator("moonshot")
+    simulator = Simulator("moonshot")
     for fault in (Fault(kind="no_reasoning"), Fault(kind="close_mid_body", after_chunks=-1)):
         simulator.faults.add(fault, now=0)
-    direct.ask(simulator, ask("[[out=90]] [[reasoning=0.8]]", stream=True))
+
+    async def scenario(http: Any) -> None:
+        reply = await http.ask(ask("[[out=90]] [[reasoning=0.8]]", stream=True))
+        assert not reply.whole
+
+    over_http(simulator, scenario)
     (line,) = simulator.bill.lines
     assert (line.ended, line.told, line.output_tokens) == ("broken", "told", 90)
 
