@@ -28,7 +28,7 @@ from gateway.adapters.journal import JournalWriter, journal_id
 from gateway.adapters.journal.outbox import Outbox
 from gateway.adapters.postgres.keys import KeyStore, PostgresApiKeys
 from gateway.adapters.postgres.reports import Reports
-from gateway.adapters.postgres.schema import migrate, require_current
+from gateway.adapters.postgres.schema import DatabaseAwayError, migrate, require_current
 from gateway.adapters.postgres.shipper import Shipper
 from gateway.adapters.telemetry import PrometheusTelemetry
 from gateway.adapters.upstream.aiohttp_client import AiohttpUpstreams
@@ -222,7 +222,7 @@ class Gateway:
             "journal": {"available": self.journal.available, "backlog_bytes": shipped.backlog_bytes},
             "database": {
                 "reachable": shipped.last_error is None,
-                "error": shipped.last_error,
+                "error": None if shipped.last_error is None else shipped.last_error.partition(":")[0],
                 "lag_seconds": round(shipped.lag_seconds, 3),
                 "records_set_aside": shipped.records_set_aside,
             },
@@ -322,8 +322,12 @@ def tell_findings(loaded: Loaded) -> None:
 
 
 def prepare_database(settings: Settings, url: str) -> None:
-    """Migrates, or insists on the right schema. Raises SchemaError, also while the database is away."""
+    """Migrates, or insists on the right schema. A database of others that is away may come back later: a gateway that
+    restarts meanwhile serves, and its journal keeps the rows. Raises SchemaError."""
     if settings.migrates_at_start:
         migrate(url)
-    else:
+        return
+    try:
         require_current(url)
+    except DatabaseAwayError as away:
+        LOGGER.warning("starting without the database: %s", away)

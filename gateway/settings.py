@@ -8,11 +8,15 @@ import difflib
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
+from urllib.parse import urlsplit
 
+import psycopg
 from dotenv import dotenv_values
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -111,8 +115,13 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _is_postgresql(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
-            raise ValueError("not a PostgreSQL URL")
+        if value is not None:
+            text = value.get_secret_value()
+            if not text.startswith(("postgresql://", "postgres://")):
+                raise ValueError("not a PostgreSQL URL")
+            _ = urlsplit(text).port  # raises ValueError for a port that is no number
+            with _unquoted():
+                conninfo_to_dict(text)
         return value
 
     @field_validator("redis_url")
@@ -235,6 +244,15 @@ def environment() -> dict[str, str]:
     """The process environment over what `.env` says: where settings and provider credentials are looked up."""
     dotenv = {name: value for name, value in dotenv_values(DOTENV).items() if value is not None}
     return {**dotenv, **os.environ}
+
+
+@contextmanager
+def _unquoted() -> Iterator[None]:
+    """What the driver says of a URL it cannot read may quote the password; nothing of it goes on."""
+    try:
+        yield
+    except psycopg.Error:
+        raise ValueError("not a PostgreSQL URL") from None
 
 
 def _variable(field_name: str) -> str:

@@ -62,6 +62,12 @@ class PrometheusTelemetry:
             buckets=SECONDS_BUCKETS,
             registry=self.registry,
         )
+        self._refusals = Counter(
+            "gateway_refusals",
+            "Requests answered before they became an exchange.",
+            ("path", "code", "status"),
+            registry=self.registry,
+        )
         self._defects = Counter("gateway_defects", "Errors in the gateway's own code.", registry=self.registry)
         self.open_exchanges = Gauge("gateway_open_exchanges", "Exchanges now open.", registry=self.registry)
         self.journal_backlog = Gauge(
@@ -108,6 +114,11 @@ class PrometheusTelemetry:
     def defect(self, error: Exception, *, request_id: str) -> None:
         self._defects.inc()
         LOGGER.error("defect", exc_info=error, extra={"fields": {"request_id": request_id}})
+
+    def refused(self, *, request_id: str, path: str, code: str, status: int) -> None:
+        self._counter(self._refusals, path, code, str(status)).inc()
+        fields = {"request_id": request_id, "path": path, "code": code, "status": status}
+        LOGGER.info("refused", extra={"fields": fields})
 
     def exchange_ended(
         self, *, request_id: str, key_id: str, model: str, surface: str, status: int, seconds: float

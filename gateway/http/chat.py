@@ -56,7 +56,11 @@ def _prepared(path: str, services: Services, act: Act) -> ASGIRouteHandler:
             exchange = await _prepare(services, scope, receive, request_id)
             await act(exchange, reply, receive)
         except RefusedError as refused:
-            await refuse(reply, refused.refusal, request_id=request_id)
+            refusal = refused.refusal
+            services.conductor.telemetry.refused(
+                request_id=request_id, path=path, code=refusal.code.value, status=refusal.http_status
+            )
+            await refuse(reply, refusal, request_id=request_id)
         except ConnectionResetError:
             return
         except Exception:

@@ -174,6 +174,8 @@ class Conductor:
         spent = ZERO
         candidate = self._next(candidates)
         if candidate is None:
+            with contextlib.suppress(MeteringUnavailableError):
+                self.journal.append(_plan_record(exchange))  # a refusal can be explained too
             raise no_candidate(self._plan_again(exchange))
         while True:
             number = len(failures) + 1

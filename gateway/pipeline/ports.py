@@ -161,6 +161,10 @@ class Telemetry(Protocol):
         """The gateway's own code broke; a trace for its developers."""
         ...
 
+    def refused(self, *, request_id: str, path: str, code: str, status: int) -> None:
+        """A request was answered before it became an exchange."""
+        ...
+
     def exchange_ended(
         self, *, request_id: str, key_id: str, model: str, surface: str, status: int, seconds: float
     ) -> None: ...

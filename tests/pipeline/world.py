@@ -271,6 +271,9 @@ class RecordingTelemetry:
     def defect(self, error: Exception, *, request_id: str) -> None:
         self.defects.append(error)
 
+    def refused(self, *, request_id: str, path: str, code: str, status: int) -> None:
+        raise AssertionError("refusals before an exchange are the face's")
+
     def exchange_ended(
         self, *, request_id: str, key_id: str, model: str, surface: str, status: int, seconds: float
     ) -> None:

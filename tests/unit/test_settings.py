@@ -200,3 +200,14 @@ def test_unknown_variables_are_told_with_the_name_that_was_meant():
             "Remove it, or look up the settings in the README."
         ),
     ]
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:p%zz-secret@h/db", "postgresql://u:p-secret@h:port/db"])
+def test_a_database_url_that_cannot_be_read_is_refused_without_a_word_of_it(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a driver says of a URL may quote the password; the setting is named instead."""
+    monkeypatch.setenv("GATEWAY_DATABASE_URL", url)
+    with pytest.raises(SettingsError, match="GATEWAY_DATABASE_URL cannot be used") as refused:
+        load_settings()
+    assert "secret" not in str(refused.value)

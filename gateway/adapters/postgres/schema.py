@@ -29,6 +29,10 @@ class SchemaError(Exception):
     """The schema does not fit this version of the gateway; the message says what to do."""
 
 
+class DatabaseAwayError(SchemaError):
+    """Nobody could be asked: the database cannot be reached just now."""
+
+
 def migrate(url: str) -> str | None:
     """Bring the schema to this version's head and answer that revision. Safe to call from many processes at once."""
     with _alone(url) as connection:
@@ -121,6 +125,6 @@ def _connected(url: str) -> Iterator[sa.Connection]:
         connection = engine.connect()
     except sa.exc.OperationalError as error:
         reason = " ".join(str(error.orig).split()).rstrip(".?")
-        raise SchemaError(f"The database cannot be reached: {reason}. Check GATEWAY_DATABASE_URL.") from None
+        raise DatabaseAwayError(f"The database cannot be reached: {reason}. Check GATEWAY_DATABASE_URL.") from None
     with connection:
         yield connection
