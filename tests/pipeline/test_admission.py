@@ -216,6 +216,9 @@ async def test_the_unpriced_and_the_keyless_are_not_routable() -> None:
     world.conductor.configuration = Configuration(catalogue=in_force, usable_accounts=frozenset({("evolink", "main")}))
     run = await world.ask()
     assert (run.reply.status, run.reply.error["code"]) == (503, "no_provider_available")
+    assert [record.request_id for record in run.world.journal.plans()] == [run.exchange.request_id], (
+        "it can be explained"
+    )
     assert "prices.toml" in reasons(run)["evolink"]
     assert "no credential" in reasons(run)["moonshot"]
     assert "retry-after" in run.reply.headers
