@@ -221,14 +221,18 @@ class Conductor:
             raise
 
     def _numbered(self, exchange: Exchange, candidate: Candidate, number: int) -> Attempt:
-        assert candidate.price is not None, "an unpriced candidate is not routable"
+        """The attempt at the price that is in force now: a retry may begin under another one than its plan."""
+        now = self.clock.now()
+        prices = exchange.configuration.catalogue.prices
+        price = prices.in_force(candidate.provider, candidate.deployment.model, now)
+        assert price is not None, "an unpriced candidate is not routable"
         return Attempt(
             attempt_id=self.ids.attempt_id(),
             request_id=exchange.request_id,
             number=number,
             candidate=candidate,
-            price=candidate.price,
-            started_at=self.clock.now(),
+            price=price,
+            started_at=now,
             output_limit=candidate.output_limit,
             input_tokens_estimate=exchange.admitted.input_tokens,
         )
