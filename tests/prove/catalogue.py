@@ -14,7 +14,7 @@ PROOFS: Final = (
     ),
     Proof(
         name="storm", claim="kill -9 under open streams loses nothing and doubles nothing",
-        prove=storm.prove, unit="kills", small=2, usual=12, full=200,
+        prove=storm.prove, unit="kills", small=1, usual=12, full=200,
     ),
     Proof(
         name="outage", claim="a database that is gone is nobody's error and nobody's loss",

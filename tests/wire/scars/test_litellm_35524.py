@@ -20,9 +20,9 @@ async def test_what_has_no_price_is_no_candidate() -> None:
 
 @on_virtual_time
 async def test_without_any_price_nothing_is_bought() -> None:
-    """A refusal, before any upstream is called and anything is written down."""
+    """A refusal, before any upstream is called or anything is owed."""
     world = World(in_force=catalogue(card("evolink"), prices=())).scripted(evolink=answer())
     run = await world.ask()
     assert run.reply.status == 503
     assert world.upstreams.calls == []
-    assert world.journal.records == []
+    assert world.journal.intents() == [] and world.journal.entries() == []
