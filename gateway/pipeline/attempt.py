@@ -265,9 +265,10 @@ def _all_finished(sight: Sight) -> bool:
 
 
 def _passes(needs: Attempting, reader: AnswerReader, watch: Watch, event: Event, sight: Sight) -> bool:
-    """Reads one event; whether it may be passed on now."""
+    """Reads one event; whether it may be passed on now. Nothing passes that follows what ends a stream."""
+    is_over = reader.done or sight.malformed or sight.error is not None
     if event.data is None:
-        return sight.relayed > 0
+        return sight.relayed > 0 and not is_over
     kind = reader.feed(event.data)
     if sight.seen.first_byte_at is None:
         sight.seen = replace(sight.seen, first_byte_at=needs.clock.now())
@@ -284,7 +285,7 @@ def _passes(needs: Attempting, reader: AnswerReader, watch: Watch, event: Event,
     if kind is EventKind.MALFORMED:
         sight.malformed = True
         return False
-    return True
+    return not is_over
 
 
 def _trouble(dialect: Dialect, sight: Sight) -> Failure | None:
