@@ -1,0 +1,382 @@
+"""One seed, one world: providers, clients, a disk, a database, and a gateway that is killed and started again.
+
+Everything that happens follows from the seed. ``simulate`` runs a world to its end and has it audited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+from gateway.adapters.logs import JsonFormatter
+from gateway.core import api_key
+from gateway.core.exchange import Principal
+from tests.pipeline.virtual_time import START_SECONDS, NothingWillHappenError, VirtualClock
+from tests.pipeline.world import CountingIds
+from tests.simulation.auditor import Evidence, audit
+from tests.simulation.clients import Connection, numbered, request
+from tests.simulation.database import SimulatedDatabase, Troubles
+from tests.simulation.disk import SimulatedDisk
+from tests.simulation.life import Life
+from tests.simulation.loop import OWNER, SimulationLoop
+from tests.simulation.process import SimulatedGateway
+from tests.simulation.providers import Call, SimulatedProviders
+from tests.simulation.scenario import ClientPlan, LifePlan, Scenario, scenario
+
+SECONDS_MAX: Final = 3_000.0
+"""Nothing in a world may take longer."""
+QUIET_SECONDS: Final = 2.0
+SECRET: Final = api_key.new_secret(bytes(range(32)))
+BORROWED: Final = api_key.new_secret(bytes(range(1, 33)))
+PRINCIPAL: Final = Principal(key_id="key_sim", key_name="sim", team="team-a", tags={"env": "sim"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """How a seed went. ``trace_hash`` is the same for the same seed."""
+
+    seed: int
+    violations: tuple[str, ...]
+    trace_hash: str
+    trace: tuple[str, ...]
+    virtual_seconds: float
+    calls: int
+    lives: int
+
+    def without_trace(self) -> Result:
+        return replace(self, trace=())
+
+
+def simulate(seed: int) -> Result:
+    """Runs one seed to its end."""
+    loop = SimulationLoop()
+    folder = Path(tempfile.mkdtemp(prefix="kimi-gateway-simulation-", dir=_memory()))
+    world = None
+    try:
+        with _captured_logs() as logs:
+            world = loop.run_until_complete(_built(seed, folder, loop, logs))
+            loop.run_until_complete(world.run())
+            world.check_leftovers()
+            world.violations += audit(world.evidence())
+    except (Exception, NothingWillHappenError) as error:
+        if world is None:
+            raise
+        world.violations.append(f"the simulation broke: {type(error).__name__}: {error}")
+        world.give_up()
+    finally:
+        loop.close_quietly()
+        shutil.rmtree(folder, ignore_errors=True)
+    return world.result()
+
+
+async def _built(seed: int, folder: Path, loop: SimulationLoop, logs: list[str]) -> World:
+    return World(seed, folder, loop, logs)
+
+
+def _memory() -> str | None:
+    """Where files cost least; nothing in a simulation has to outlive it."""
+    shared = Path("/dev/shm")
+    return str(shared) if shared.is_dir() else None
+
+
+class _Lines(logging.Handler):
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__()
+        self.lines = lines
+        self.setFormatter(JsonFormatter())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+@contextmanager
+def _captured_logs() -> Iterator[list[str]]:
+    """Every line that the gateway logs meanwhile, and nothing on the terminal."""
+    lines: list[str] = []
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    root.handlers[:] = [_Lines(lines)]
+    root.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+
+
+class World:
+    """Everything there is in one simulation."""
+
+    def __init__(self, seed: int, folder: Path, loop: SimulationLoop, logs: list[str]) -> None:
+        self.scenario: Scenario = scenario(seed)
+        self.folder = folder
+        self.loop = loop
+        self.logs = logs
+        self.chance = Random(f"gateway {seed}")
+        self.clock = VirtualClock(loop)
+        self.ids = CountingIds()
+        self.key_digest = api_key.digest(SECRET)
+        self.principal = PRINCIPAL
+        self.trace: list[str] = []
+        self.violations: list[str] = []
+        self.lives: list[Life] = []
+        self.gateways: list[SimulatedGateway] = []
+        self.connections: list[Connection] = []
+        self.current: SimulatedGateway | None = None
+        self._moments = 0
+        self.disk = SimulatedDisk(chance=Random(f"disk {seed}"), now=self.now, note=self.note)
+        self.disk.troubles = list(self.scenario.disk)
+        self.disk.sync_seconds = self.scenario.sync_seconds
+        self.database = SimulatedDatabase(chance=Random(f"database {seed}"), now=self.now, note=self.note)
+        self.database.troubles = self.scenario.database
+        self.providers = SimulatedProviders(chance=Random(f"providers {seed}"), now=self.now, note=self.note)
+        self.providers.characters = self.scenario.characters
+        self.providers.on_open = self._opened
+        self._client_chance = Random(f"clients {seed}")
+        self.replayed: list[str] = []
+
+    # --- for the parts -----------------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        return self.loop.time() - START_SECONDS
+
+    def order(self) -> int:
+        """The next moment's number: what happened before what, also within one virtual instant."""
+        self._moments += 1
+        return self._moments
+
+    def note(self, *what: object) -> None:
+        self.trace.append(f"{self.now():10.4f} {' '.join(map(str, what))}")
+
+    def _opened(self, call: Call) -> None:
+        """Law L2, as it happens: the intent is on the disk before an upstream is called."""
+        call.order = self.order()
+        manners = self.connections[call.connection - 1].manners
+        call.slow_reader = bool(manners.read_seconds) or manners.deaf_at is not None
+        if "intent" not in self.disk.durable[call.attempt_id]:
+            self.violations.append(f"L2: {call.attempt_id} was dispatched before its intent was durable")
+
+    def _answered(self, connection: Connection) -> None:
+        """Law L3, as it happens: the settlement is on the disk before the last byte leaves."""
+        self.note("answered", connection.number, connection.status, len(connection.bytes))
+        settled = (attempt_id for attempt_id, kinds in self.disk.durable.items() if "settle" in kinds)
+        connection.durable_at_end = set(settled)
+
+    # --- the course of things ----------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Lives one after another until every client has gone, then a quiet one that brings the books up to date."""
+        async with asyncio.timeout(SECONDS_MAX):
+            clients = [asyncio.ensure_future(self._client(number, plan)) for number, plan in self._planned()]
+            for plan in self.scenario.lives:
+                await self._live(plan)
+            self._calm_down()
+            gateway = await self._start(None)
+            await asyncio.gather(*clients)
+            await self._shipped(gateway)
+            await self._stop(gateway, "term")
+            await self._replay()
+
+    def _planned(self) -> list[tuple[int, ClientPlan]]:
+        return list(enumerate(sorted(self.scenario.clients, key=lambda plan: plan.arrives), start=1))
+
+    def _calm_down(self) -> None:
+        """From now on nothing goes wrong but what clients and providers have begun."""
+        self.disk.troubles = []
+        self.database.troubles = Troubles()
+        self.providers.is_calm = True
+        self.note("calm")
+
+    async def _live(self, plan: LifePlan) -> None:
+        gateway = await self._start(plan)
+        life = self.lives[-1]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(plan.seconds):
+                await life.ended.wait()
+        await self._stop(gateway, plan.end if plan.end == "power" or life.is_alive else "kill")
+        if plan.end == "power":
+            self.disk.lose_power()
+        await asyncio.sleep(plan.down_seconds)
+
+    async def _start(self, plan: LifePlan | None) -> SimulatedGateway:
+        life = Life(number=len(self.lives) + 1, now=self.now, doom=None if plan is None else plan.doom)
+        self.lives.append(life)
+        self.note("start", life.number)
+        token = OWNER.set(life)
+        try:
+            gateway = SimulatedGateway(self, life)
+            gateway.start()
+        finally:
+            OWNER.reset(token)
+        self.gateways.append(gateway)
+        self.current = gateway
+        await asyncio.sleep(0)
+        return gateway
+
+    async def _stop(self, gateway: SimulatedGateway, how: str) -> None:
+        life = self.lives[-1]
+        if how == "term":
+            self.note("term", life.number)
+            await self._terminate(gateway, life)
+        self.current = None
+        if how == "term" and life.is_alive:
+            self._check_ended(gateway, life)
+            life.die()
+            self.note("ended", life.number)
+        else:
+            life.end = "power" if how == "power" else "kill"
+            life.die()
+            self.note("killed", life.number)
+            gateway.kill()
+            self.providers.hang_up(life)
+        await self.loop.bury(life)
+
+    async def _terminate(self, gateway: SimulatedGateway, life: Life) -> None:
+        begun = self.now()
+        token = OWNER.set(life)
+        try:
+            stopping = asyncio.get_running_loop().create_task(gateway.terminate())
+        finally:
+            OWNER.reset(token)
+        life.tasks.remove(stopping)
+        await stopping
+        if self.now() - begun > 90:
+            self.violations.append(f"shutdown: process {life.number} took {self.now() - begun:.0f} s to stop")
+
+    def _check_ended(self, gateway: SimulatedGateway, life: Life) -> None:
+        """A process that ended by itself leaves nothing behind."""
+        left = self.loop.leftovers_of(life)
+        deaf = any(each.life is life and each.deaf and each.left_at is None for each in self.connections)
+        if left and not deaf:  # one who never reads keeps the end of an answer waiting for longer than a shutdown
+            self.violations.append(f"leftovers: process {life.number} left {left}")
+        probes = [subject for subject, health in gateway.health if health.probe_until is not None]
+        if probes:
+            self.violations.append(f"leftovers: process {life.number} left probes {probes}")
+        for call in self.providers.calls:
+            if call.life is life and call.released_at is None:
+                self.violations.append(f"leftovers: call {call.number} was never released")
+
+    async def _shipped(self, gateway: SimulatedGateway) -> None:
+        """Waits until the journals, those of the dead as well, are in the database."""
+        await asyncio.sleep(QUIET_SECONDS)
+        if not await gateway.shipper.flush(QUIET_SECONDS):
+            self.violations.append("L3: the books were not shipped in time")
+
+    async def _replay(self) -> None:
+        """Law L4: every journal once more, from its beginning, adds nothing."""
+        if not self.scenario.replays:
+            return
+        self.note("replay")
+        before = self.database.tables
+        self.database.tables.offsets.clear()
+        for mark in sorted(self.folder.glob("journal/*/shipped")):
+            mark.unlink()
+        gateway = await self._start(None)
+        await self._shipped(gateway)
+        await self._stop(gateway, "term")
+        after = self.database.tables
+        if len(after.ledger) != len(before.ledger):
+            self.violations.append(
+                f"L4: a replay took the ledger from {len(before.ledger)} to {len(after.ledger)} rows"
+            )
+        if after.rollup != before.rollup:
+            self.violations.append("L4: a replay changed the roll-ups")
+
+    # --- clients -----------------------------------------------------------------------------------------------------
+
+    async def _client(self, number: int, plan: ClientPlan) -> None:
+        await asyncio.sleep(plan.arrives)
+        body, asked = request(self._client_chance)
+        secret = BORROWED if self._client_chance.random() < 0.02 else SECRET
+        headers = [(b"authorization", b"Bearer " + secret.encode()), (b"content-type", b"application/json")]
+        asked = None if secret == BORROWED else asked
+        for _ in range(1 + plan.manners.retries):
+            connection = await self._connect(number, plan, body, asked, headers)
+            if connection is not None and connection.is_satisfied:
+                return
+            await asyncio.sleep(self._client_chance.uniform(0.1, 3.0))
+
+    async def _connect(
+        self, number: int, plan: ClientPlan, body: bytes, asked: Any, headers: list[tuple[bytes, bytes]]
+    ) -> Connection | None:
+        gateway = self.current
+        if gateway is None or not gateway.is_listening:
+            self.note("refused", number)
+            return None
+        life = gateway._life
+        which = len(self.connections) + 1
+        connection = Connection(
+            number=which,
+            life=life,
+            body=numbered(body, asked, which),
+            asked=asked,
+            headers=headers,
+            manners=plan.manners,
+            now=self.now,
+            order=self.order,
+            opened_at=self.now(),
+            on_end=self._answered,
+        )
+        self.connections.append(connection)
+        self.note("connected", connection.number)
+        token = OWNER.set(life)
+        try:
+            serving = gateway.accept(connection)
+        finally:
+            OWNER.reset(token)
+        leaving = None
+        if plan.manners.leaves_after is not None:
+            leaving = self.loop.call_later(plan.manners.leaves_after, connection.leave)
+        await asyncio.wait({serving})
+        if leaving is not None:
+            leaving.cancel()
+        connection.ended_at = self.now()
+        self.note("ended", connection.number, connection.status, "finished" if connection.finished else "cut")
+        return connection
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def check_leftovers(self) -> None:
+        if self.loop.leftovers():
+            self.violations.append(f"leftovers: {self.loop.leftovers()}")
+        self.violations += [f"trouble: {trouble}" for trouble in self.loop.troubles]
+
+    def evidence(self) -> Evidence:
+        return Evidence(
+            scenario=self.scenario,
+            calls=self.providers.calls,
+            connections=self.connections,
+            tables=self.database.tables,
+            refused=self.database.refused,
+            segments=self.disk.segments(),
+            logs=self.logs,
+            secrets=(SECRET, BORROWED),
+        )
+
+    def give_up(self) -> None:
+        """Ends what a broken simulation left on the loop."""
+        for life, gateway in zip(self.lives, self.gateways, strict=False):
+            life.die()
+            gateway.kill()
+        self.loop.abandon()
+
+    def result(self) -> Result:
+        trace = tuple(self.trace)
+        return Result(
+            seed=self.scenario.seed,
+            violations=tuple(self.violations),
+            trace_hash=hashlib.sha256("\n".join(trace).encode()).hexdigest()[:16],
+            trace=trace,
+            virtual_seconds=self.now(),
+            calls=len(self.providers.calls),
+            lives=len(self.lives),
+        )
