@@ -6,6 +6,7 @@ from typing import Final
 
 from tests.prove import conservation, hangups, outage, powerloss, price, replay, storm
 from tests.prove.proof import Proof
+from tests.simulation import running as simulation
 
 PROOFS: Final = (
     Proof(
@@ -32,6 +33,11 @@ PROOFS: Final = (
     Proof(
         name="powerloss", claim="a power cut loses nothing synced and invents nothing",
         prove=powerloss.prove, unit="states", small=100, usual=2_000, full=10_000,
+        needs_gateway=False,
+    ),
+    Proof(
+        name="simulation", claim="the laws hold in every world that a seed makes",
+        prove=simulation.prove, unit="seeds", small=40, usual=1_000, full=10_000,
         needs_gateway=False,
     ),
     Proof(

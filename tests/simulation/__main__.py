@@ -1,4 +1,4 @@
-"""``python -m tests.simulation``: many seeds with a bar, or one with its trace; status 1 if one of them breaks a law."""
+"""``python -m tests.simulation``: many seeds with a bar, or one with its trace; status 1 if a law is broken."""
 
 from __future__ import annotations
 

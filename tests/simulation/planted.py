@@ -5,7 +5,6 @@ has the bug, and only for as long as the plant is in the ground. An edit that no
 """
 
 from __future__ import annotations
-
 import __future__
 
 import inspect

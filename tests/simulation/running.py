@@ -19,6 +19,8 @@ TOGETHER: Final = 20
 """Seeds that one process is given at a time."""
 ALONE_MAX: Final = 300
 """So few are not worth other processes."""
+SPEED_MIN: Final = 100
+"""How many times faster than real time."""
 FIRST: Final = 1_000
 """Where ``prove`` starts; what came before was run while the simulation was written."""
 
@@ -53,7 +55,7 @@ class Outcome:
     @property
     def figure(self) -> str:
         return (
-            f"{self.seeds:,} seeds, {self.lives:,} lives, {self.calls:,} calls, {self.virtual_seconds / 3600:,.0f} hours "
+            f"{self.seeds:,} seeds, {self.lives:,} lives, {self.calls:,} calls, {self.virtual_seconds / 3600:,.0f} h "
             f"at {self.speed:,.0f} x real time ({self.seeds / self.real_seconds * 60:,.0f} seeds a minute): "
             f"{len(self.failed)} violated a law"
         )
@@ -94,5 +96,5 @@ def prove(size: int, ground: Ground) -> Proven:
     """``size`` new seeds after those that were found."""
     outcome = run([*found_seeds(), *range(FIRST, FIRST + size)], ground.tick)
     violations = [f"{repeat_command(each.seed)}: {each.violations[0]}" for each in outcome.failed]
-    slow = None if outcome.speed >= 100 else "the simulation runs at less than 100 x real time"
+    slow = None if outcome.speed >= SPEED_MIN else f"{SPEED_MIN} x real time"
     return Proven(figure=outcome.figure, violations=told(violations), missed=slow)

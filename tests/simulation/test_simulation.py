@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.planted import PLANTS, Plant, hunt
-from tests.simulation.running import found_seeds, repeat_command, run
+from tests.simulation.running import SPEED_MIN, found_seeds, repeat_command, run
 from tests.simulation.world import simulate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +26,7 @@ def test_found_seeds_stay_mended():
 def test_no_seed_breaks_a_law():
     outcome = run(NEW_SEEDS)
     assert [(repeat_command(each.seed), each.violations[:3]) for each in outcome.failed] == []
-    assert outcome.speed >= 100, outcome.figure
+    assert outcome.speed >= SPEED_MIN, outcome.figure
 
 
 @pytest.mark.parametrize("seed", [3, 21, 92])
