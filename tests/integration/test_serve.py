@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.cli.root import cli
+from gateway.core.api_key import new_secret
 from gateway.simulator import Settings as Simulated
 from tests.http.house import CONFIG, chat, eventually
 from tests.http.raw_client import Wire, request_of, status_of
@@ -98,9 +99,25 @@ def test_weak_admin_tokens(tmp_path: Path, name: str):
     assert name in ("empty", "blank", "known") or WEAK[name] not in said
 
 
-def test_a_database_that_is_not_there(tmp_path: Path):
-    """An address where no database listens is told in a line, with the variable's name."""
-    assert "GATEWAY_DATABASE_URL" in refused(tmp_path, GATEWAY_DATABASE_URL="postgresql://nobody@127.0.0.1:1/none")
+NOWHERE = "postgresql://nobody@127.0.0.1:1/none"
+
+
+def test_a_database_to_migrate_that_is_not_there(tmp_path: Path):
+    """An address where no database listens cannot be migrated, and is told in a line with the variable's name."""
+    said = refused(tmp_path, GATEWAY_DATABASE_URL=NOWHERE, GATEWAY_AUTO_MIGRATE="true")
+    assert "GATEWAY_DATABASE_URL" in said
+
+
+@pytest.mark.anyio
+async def test_a_restart_while_the_database_is_away(anyio_backend: str, tmp_path: Path):
+    """A gateway whose database is away starts all the same: it says so, and refuses keys that it cannot look up."""
+    async with served(tmp_path, NOWHERE, Simulated()) as ours:
+        async with httpx.AsyncClient(base_url=ours.url, trust_env=False, timeout=20) as client:
+            headers = {"authorization": f"Bearer {new_secret(bytes(32))}"}
+            answer = await client.post("/v1/chat/completions", json=chat(), headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
+        assert "starting without the database" in ours.log()
+        assert await ours.end() == 0
 
 
 def test_a_schema_that_is_old(postgres_url: str, tmp_path: Path):
