@@ -183,7 +183,7 @@ def test_a_database_that_is_away_fails_without_its_password() -> None:
 def test_a_database_url_that_is_none_fails_without_a_trace(url: str) -> None:
     """What a parser says of it may quote it, so only its kind is told."""
     checks = run(status=1, GATEWAY_DATABASE_URL=url, **CREDENTIALS)
-    assert only(checks, "database").status == "fail"
+    assert only(checks, "settings").status == "fail"
     assert "very-private-word" not in repr(checks)
 
 
