@@ -95,6 +95,7 @@ class Gateway:
             conductor=self.conductor,
             admin_token=token,
             keys=self.key_store,
+            keys_changed=self.keys.refresh,
             reports=self.reports,
             readiness=self.readiness,
             metrics=self.metrics,

@@ -26,6 +26,10 @@ class BadConfigurationError(Exception):
     """The configuration on disk cannot be used; the text says where and how to mend it. The running one stays."""
 
 
+async def _nothing_to_do() -> None:
+    """For keys that are looked up every time."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Services:
     """The composition root fills this in once; the routes only read it."""
@@ -41,6 +45,7 @@ class Services:
     reload: Callable[[], Awaitable[dict[str, object]]]
     flush: Callable[[float], Awaitable[bool]]
     exchanges: OpenExchanges = field(default_factory=OpenExchanges)
+    keys_changed: Callable[[], Awaitable[None]] = _nothing_to_do
     body_seconds_max: float = BODY_SECONDS_MAX
     stopping: bool = False
 

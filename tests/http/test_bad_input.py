@@ -21,6 +21,8 @@ from tests.http.raw_client import request_of, status_of
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
 PATH = "/v1/chat/completions"
+BUSY_SECOND = 2.0
+"""A second, on a machine that is busy with other tests."""
 
 
 def refused(answer: httpx.Response, status: int, code: str, param: str | None = None) -> dict[str, Any]:
@@ -168,18 +170,25 @@ async def test_an_expired_key(house: House):
 
 
 async def test_a_revoked_key(house: House):
-    """A revoked key is refused within a second, though it was known a moment ago."""
+    """A revoked key is refused at once where it was revoked, though it was known a moment ago."""
     made = await house.make_key()
     answer = await house.client.post("/v1/route", json=chat(), headers={"authorization": f"Bearer {made['key']}"})
     assert answer.status_code == 200
     assert (await house.admin("DELETE", f"/keys/{made['id']}")).status_code == 200
+    refused(await house.ask(chat(), key=made["key"]), 401, "invalid_api_key")
+
+
+async def test_a_key_that_was_revoked_elsewhere(house: House):
+    """A key that somebody else revokes, by command line or another replica, is refused within a second."""
+    made = await house.make_key()
+    headers = {"authorization": f"Bearer {made['key']}"}
+    assert (await house.client.post("/v1/route", json=chat(), headers=headers)).status_code == 200
+    await house.gateway.key_store.revoke(made["id"])
 
     async def is_refused() -> bool:
-        again = await house.client.post("/v1/route", json=chat(), headers={"authorization": f"Bearer {made['key']}"})
-        return again.status_code == 401
+        return (await house.client.post("/v1/route", json=chat(), headers=headers)).status_code == 401
 
-    await eventually(is_refused, seconds=1.0)
-    refused(await house.ask(chat(), key=made["key"]), 401, "invalid_api_key")
+    await eventually(is_refused, seconds=BUSY_SECOND)
 
 
 async def test_a_finance_key_on_inference(house: House):
