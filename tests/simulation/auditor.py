@@ -28,6 +28,8 @@ HEARTBEAT: Final = b": keep-alive\n\n"
 SILENCE_SECONDS_MAX: Final = 15.0
 ATTEMPTS_MAX: Final = 4
 PROGRESS_SECONDS: Final = 1.0
+DISK_SECONDS_MAX: Final = 6.0
+"""What an intent may wait for its sync."""
 Row = dict[str, Any]
 
 
@@ -236,7 +238,9 @@ def attempts_of_a_request_are_in_order(auditor: Auditor) -> Iterator[str]:
             yield f"L9: {request_id} went to {[(row['provider'], row['account']) for row in rows]}"
         finals = [row["attempt"] for row in rows if row["is_final"]]
         calls = [auditor.calls[row["attempt_id"]] for row in rows if row["attempt_id"] in auditor.calls]
-        is_certain = all(call.life.is_certain for call in calls) and len(calls) == len(rows)
+        is_certain = len(calls) == len(rows) and not any(
+            call.life.died_early or call.life.disk_failed for call in calls
+        )
         if finals != [len(rows)] and (is_certain or finals):
             yield f"L2: {request_id} has final attempts {finals} of {len(rows)}"
         if calls and request_id not in auditor.evidence.tables.exchanges:
@@ -245,14 +249,18 @@ def attempts_of_a_request_are_in_order(auditor: Auditor) -> Iterator[str]:
 
 def no_attempt_comes_too_late(auditor: Auditor) -> Iterator[str]:
     total = auditor.evidence.scenario.timeouts.total
+    patience = DISK_SECONDS_MAX if auditor.evidence.scenario.disk else 1.0
     for connection in auditor.evidence.connections:
         for call in auditor.by_connection[connection.number]:
             if connection.first_content_order is not None and call.order > connection.first_content_order:
                 yield f"L9: call {call.number} was made after connection {connection.number} had its first byte"
             if connection.left_at is not None and call.opened_at > connection.left_at + 0.01:
                 yield f"L9: call {call.number} was made for a client that had left"
-            if call.opened_at > connection.opened_at + total + 10:
+            if call.opened_at > connection.opened_at + total + patience:
                 yield f"L9: call {call.number} was made after the deadline"
+        is_late = connection.life.is_stopping(connection.opened_at)
+        if is_late and (auditor.by_connection[connection.number] or connection.status == 200):
+            yield f"shutdown: connection {connection.number} came after the signal and was served"
 
 
 def hang_ups_reach_the_provider(auditor: Auditor) -> Iterator[str]:
@@ -268,6 +276,31 @@ def hang_ups_reach_the_provider(auditor: Auditor) -> Iterator[str]:
             is_cut = call.interrupted and call.opened_at <= left <= call.released_at and call.ending == "end"
             if row is not None and is_cut and call.behaviour == "whole" and row["status"] != "aborted":
                 yield f"hang-up: row {call.attempt_id} is {row['status']}, and its client had left"
+
+
+def drains_run_to_the_end(auditor: Auditor) -> Iterator[str]:
+    """Where an abort is billed in full, a client's leaving does not end the call."""
+    evidence = auditor.evidence
+    timeouts = evidence.scenario.timeouts
+    for connection in evidence.connections:
+        for call in auditor.by_connection[connection.number]:
+            if call.provider not in evidence.scenario.drains or call.released_at is None or connection.left_at is None:
+                continue
+            is_ours = call.life.is_certain and not call.life.is_stopping(call.released_at - 20) and not call.slow_reader
+            is_whole = call.behaviour == "whole" and not call.tells_another_model
+            in_time = call.released_at < min(call.opened_at + timeouts.total, call.heard_at + timeouts.idle) - 0.1
+            if is_ours and is_whole and in_time and call.interrupted:
+                yield f"hang-up: call {call.number} was cut, and {call.provider} bills it in full"
+
+
+def silence_has_an_end(auditor: Auditor) -> Iterator[str]:
+    timeouts = auditor.evidence.scenario.timeouts
+    patience = max(timeouts.first_byte, timeouts.idle) + 0.1
+    for call in auditor.evidence.calls:
+        if call.released_at is None or call.slow_reader or not call.stream:
+            continue
+        if call.released_at > call.heard_at + patience:
+            yield f"deadline: call {call.number} was waited for {call.released_at - call.heard_at:.0f} s in silence"
 
 
 def aborted_means_the_client_left(auditor: Auditor) -> Iterator[str]:
@@ -381,7 +414,12 @@ def _told_to_the_client(auditor: Auditor, view: View, row: Row) -> Iterator[str]
         text = text.replace(b"\r", b"").removesuffix(DONE).strip().removeprefix(b"data: ")
         if not text or b"\n" in text:
             return  # none was asked for, or it is not one event, which is a violation already
-    usage = json.loads(text, parse_float=Decimal).get("usage") or {}
+    try:
+        usage = json.loads(text, parse_float=Decimal).get("usage") or {}
+        Decimal(str(usage["cost"]))
+    except (ValueError, KeyError, ArithmeticError):
+        yield f"L8: connection {connection.number} was told no usage and cost where they belong: {text[:80]!r}"
+        return
     cost = Money.total(Money(each["cost_pico"]) for each in auditor.by_request[row["request_id"]])
     if (usage.get("prompt_tokens"), usage.get("completion_tokens")) != (row["input_tokens"], row["output_tokens"]):
         yield f"L8: connection {connection.number} was told {usage}; its row says otherwise"
@@ -480,6 +518,8 @@ CHECKS: Final = (
     no_attempt_comes_too_late,
     hang_ups_reach_the_provider,
     aborted_means_the_client_left,
+    drains_run_to_the_end,
+    silence_has_an_end,
     bytes_pass_through,
     acknowledged_is_in_the_ledger,
     nobody_is_left_without_a_word,

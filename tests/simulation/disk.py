@@ -78,6 +78,10 @@ class SimulatedDisk:
     def is_troubled(self, kind: str) -> bool:
         return any(each.kind == kind and each.begins <= self._now() < each.ends for each in self.troubles)
 
+    def healed_for(self, seconds: float) -> bool:
+        """Whether nothing has been wrong for so long."""
+        return all(self._now() - seconds >= each.ends or self._now() < each.begins for each in self.troubles)
+
     def segments(self) -> list[tuple[Path, bytes]]:
         """Every segment that is there, by path."""
         return [(path, bytes(file.content)) for path, file in sorted(self._files.items()) if path.exists()]

@@ -34,7 +34,9 @@ class Life:
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
     passed: Counter[str] = field(default_factory=Counter)
     disk_failed: bool = False
+    disk_is_well_again: bool = False
     end: str = "term"
+    stopping_at: float | None = None
 
     @property
     def died_early(self) -> bool:
@@ -42,8 +44,11 @@ class Life:
 
     @property
     def is_certain(self) -> bool:
-        """Whether it had every chance to settle what it began."""
-        return not self.died_early and not self.disk_failed
+        """Whether it had every chance to settle what it began: it was not killed, and its disk is well again."""
+        return not self.died_early and (self.disk_is_well_again or not self.disk_failed)
+
+    def is_stopping(self, at: float) -> bool:
+        return self.stopping_at is not None and at > self.stopping_at
 
     def passes(self, point: str) -> bool:
         """Whether what happens at this point still has an effect."""

@@ -104,6 +104,7 @@ class Call:
     interrupted: bool = False
     asked_model: str = ""
     order: int = 0
+    tells_another_model: bool = False
     connection: int = 0
     slow_reader: bool = False
 
@@ -112,6 +113,11 @@ class Call:
         if not self.is_billed:
             return 0
         return self.tokens if self.billed_in_full else self.generated
+
+    @property
+    def heard_at(self) -> float:
+        """When the gateway last had an event of it."""
+        return self.delivered[-1][0] if self.delivered else self.opened_at
 
     @property
     def has_content(self) -> bool:
@@ -321,6 +327,7 @@ class Script:
     def write(self) -> None:
         call, chance, character = self.call, self.chance, self.character
         call.billed_in_full = character.bills_in_full
+        call.tells_another_model = character.tells_model is not None
         luck = chance.random()
         if luck < character.refuses:
             self._refuse()

@@ -78,7 +78,10 @@ def scenario(seed: int) -> Scenario:
     chance = Random(f"scenario {seed}")
     prices = _prices(chance)
     timeouts = Timeouts(
-        connect=5, first_byte=chance.choice((8.0, 15.0, 30.0)), idle=chance.choice((6.0, 10.0, 25.0)), total=90.0
+        connect=5,
+        first_byte=chance.choice((8.0, 15.0, 30.0)),
+        idle=chance.choice((6.0, 10.0, 25.0)),
+        total=Random(f"deadline {seed}").choice((20.0, 90.0)),
     )
     drains = frozenset(name for name in ACCOUNTS if chance.random() < 0.4)
     cards = [

@@ -23,18 +23,19 @@ from gateway.core.exchange import Principal
 from tests.pipeline.virtual_time import START_SECONDS, NothingWillHappenError, VirtualClock
 from tests.pipeline.world import CountingIds
 from tests.simulation.auditor import Evidence, audit
-from tests.simulation.clients import Connection, numbered, request
+from tests.simulation.clients import Connection, Manners, numbered, request
 from tests.simulation.database import SimulatedDatabase, Troubles
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.life import Life
 from tests.simulation.loop import OWNER, SimulationLoop
-from tests.simulation.process import SimulatedGateway
+from tests.simulation.process import LISTENS_SECONDS, SimulatedGateway
 from tests.simulation.providers import Call, SimulatedProviders
 from tests.simulation.scenario import ClientPlan, LifePlan, Scenario, scenario
 
 SECONDS_MAX: Final = 3_000.0
 """Nothing in a world may take longer."""
 QUIET_SECONDS: Final = 2.0
+HEALED_SECONDS: Final = 5.0
 SECRET: Final = api_key.new_secret(bytes(range(32)))
 BORROWED: Final = api_key.new_secret(bytes(range(1, 33)))
 PRINCIPAL: Final = Principal(key_id="key_sim", key_name="sim", team="team-a", tags={"env": "sim"})
@@ -176,7 +177,8 @@ class World:
     async def run(self) -> None:
         """Lives one after another until every client has gone, then a quiet one that brings the books up to date."""
         async with asyncio.timeout(SECONDS_MAX):
-            clients = [asyncio.ensure_future(self._client(number, plan)) for number, plan in self._planned()]
+            planned = sorted(self.scenario.clients, key=lambda plan: plan.arrives)
+            clients = [asyncio.ensure_future(self._client(plan)) for plan in planned]
             for plan in self.scenario.lives:
                 await self._live(plan)
             self._calm_down()
@@ -186,9 +188,6 @@ class World:
             await self._stop(gateway, "term")
             await self._replay()
 
-    def _planned(self) -> list[tuple[int, ClientPlan]]:
-        return list(enumerate(sorted(self.scenario.clients, key=lambda plan: plan.arrives), start=1))
-
     def _calm_down(self) -> None:
         """From now on nothing goes wrong but what clients and providers have begun."""
         self.disk.troubles = []
@@ -197,15 +196,23 @@ class World:
         self.note("calm")
 
     async def _live(self, plan: LifePlan) -> None:
+        """One process, and if it is stopped by a signal, a client that comes too late for it."""
         gateway = await self._start(plan)
         life = self.lives[-1]
         with suppress(TimeoutError):
             async with asyncio.timeout(plan.seconds):
                 await life.ended.wait()
+        late = self._late() if plan.end == "term" and life.is_alive else None
         await self._stop(gateway, plan.end if plan.end == "power" or life.is_alive else "kill")
+        if late is not None:
+            await late
         if plan.end == "power":
             self.disk.lose_power()
         await asyncio.sleep(plan.down_seconds)
+
+    def _late(self) -> asyncio.Future[None]:
+        arrives = ClientPlan(arrives=LISTENS_SECONDS / 2, manners=Manners())
+        return asyncio.ensure_future(self._client(arrives))
 
     async def _start(self, plan: LifePlan | None) -> SimulatedGateway:
         life = Life(number=len(self.lives) + 1, now=self.now, doom=None if plan is None else plan.doom)
@@ -241,7 +248,7 @@ class World:
         await self.loop.bury(life)
 
     async def _terminate(self, gateway: SimulatedGateway, life: Life) -> None:
-        begun = self.now()
+        begun = life.stopping_at = self.now()
         token = OWNER.set(life)
         try:
             stopping = asyncio.get_running_loop().create_task(gateway.terminate())
@@ -249,6 +256,7 @@ class World:
             OWNER.reset(token)
         life.tasks.remove(stopping)
         await stopping
+        life.disk_is_well_again = self.disk.healed_for(HEALED_SECONDS)  # what it refused was held, and written since
         if self.now() - begun > 90:
             self.violations.append(f"shutdown: process {life.number} took {self.now() - begun:.0f} s to stop")
 
@@ -293,24 +301,24 @@ class World:
 
     # --- clients -----------------------------------------------------------------------------------------------------
 
-    async def _client(self, number: int, plan: ClientPlan) -> None:
+    async def _client(self, plan: ClientPlan) -> None:
         await asyncio.sleep(plan.arrives)
         body, asked = request(self._client_chance)
         secret = BORROWED if self._client_chance.random() < 0.02 else SECRET
         headers = [(b"authorization", b"Bearer " + secret.encode()), (b"content-type", b"application/json")]
         asked = None if secret == BORROWED else asked
         for _ in range(1 + plan.manners.retries):
-            connection = await self._connect(number, plan, body, asked, headers)
+            connection = await self._connect(plan, body, asked, headers)
             if connection is not None and connection.is_satisfied:
                 return
             await asyncio.sleep(self._client_chance.uniform(0.1, 3.0))
 
     async def _connect(
-        self, number: int, plan: ClientPlan, body: bytes, asked: Any, headers: list[tuple[bytes, bytes]]
+        self, plan: ClientPlan, body: bytes, asked: Any, headers: list[tuple[bytes, bytes]]
     ) -> Connection | None:
         gateway = self.current
         if gateway is None or not gateway.is_listening:
-            self.note("refused", number)
+            self.note("nobody listens")
             return None
         life = gateway._life
         which = len(self.connections) + 1
