@@ -166,7 +166,7 @@ def _was_refused(call: Call) -> bool:
     """Whether the refusal itself reached the gateway, before anybody gave up."""
     if call.behaviour == "early_error" and call.has_content:
         return False
-    return call.finished or call.behaviour == "unreachable"
+    return call.finished
 
 
 def _estimate_differences(call: Call, row: Row, name: str) -> Iterator[str]:

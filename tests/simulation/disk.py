@@ -90,6 +90,9 @@ class SimulatedDisk:
         file = self._files[path] = _File(path=path)
         return file
 
+    def file(self, path: Path) -> _File | None:
+        return self._files.get(path)
+
     def sync_time(self) -> float:
         slow = self.is_troubled("slow")
         return self.chance.uniform(0.5, 4.0) if slow else self.sync_seconds * self.chance.uniform(0.5, 2.0)
@@ -205,6 +208,15 @@ class DiskCalls(Syscalls):
             file.has_lost = self._life.disk_failed = True  # told once; later syncs say that all is well
             raise OSError(errno.EIO, "input/output error")
         self._disk.synced(file, size)
+
+    def sync_file(self, path: Path) -> None:
+        file = self._disk.file(path)
+        if file is None or not self._life.passes("sync"):
+            return
+        if self._disk.is_troubled("broken") and not file.has_lost:
+            file.has_lost = self._life.disk_failed = True
+            raise OSError(errno.EIO, "input/output error")
+        self._disk.synced(file, len(file.content))
 
     def fsync_directory(self, path: Path) -> None:
         if self._life.is_alive:

@@ -100,8 +100,8 @@ PLANTS: Final = (
     ),
     Plant(
         name="recovered again",
-        where="gateway.adapters.journal.recovery:_Scan.read",
-        old="self.open.pop(entry.attempt_id, None)",
+        where="gateway.adapters.journal.recovery:_Scan._settle",
+        old="self.open.pop(attempt_id, None)",
         new="pass",
     ),
     Plant(

@@ -216,6 +216,7 @@ class Upstreams:
         match taken.behaviour:
             case "unreachable":
                 await asyncio.sleep(chance.uniform(0.0, 0.1))
+                taken.finished = True
                 raise _failed(FailureClass.UNREACHABLE)
             case "closed":
                 await asyncio.sleep(chance.uniform(0.0, 2.0))

@@ -2,11 +2,12 @@
 
 An intent that was never sent cannot be told from one that was, so both are charged for the estimated input. The entry
 goes to a new segment of the dead journal and is durable before anybody ships it; a second recovery finds nothing open.
+What a killed worker had not synced is synced before it is read: if the power went next, recovery would have settled by
+records that nobody has.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +31,9 @@ from gateway.core.usage import Usage, UsageSource
 
 CRASHED: Final = "crashed"
 RECOVERED: Final = "recovered"
-_SETTLED_SEGMENTS: Final = 4
-"""A failed sync writes a record a second time, at most this many segments later; see ``writer``."""
+SETTLED_MAX: Final = 200_000
+"""A failed sync writes records a second time, some of them after their settlement and any number of segments later,
+but never more than a backlog of them (``writer``), which holds fewer settlements than this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,28 +51,33 @@ class _Scan:
 
     open: dict[str, Intent] = field(default_factory=dict)
     progress: dict[str, Progress] = field(default_factory=dict)
-    settled: deque[set[str]] = field(default_factory=lambda: deque(maxlen=_SETTLED_SEGMENTS))
+    settled: dict[str, None] = field(default_factory=dict)
+    """The last settlements, in their order."""
     torn_bytes: int = 0
     unreadable_records: int = 0
 
     def read(self, path: Path) -> None:
-        self.settled.append(set())
         reader = SegmentReader(path)
         for frame in reader:
             match decode(frame.payload):
-                case Intent() as intent if not any(intent.attempt_id in settled for settled in self.settled):
+                case Intent() as intent if intent.attempt_id not in self.settled:
                     self.open[intent.attempt_id] = intent
                 case Progress() as progress if progress.attempt_id in self.open:
                     self.progress[progress.attempt_id] = progress
                 case LedgerEntry() as entry:
-                    self.settled[-1].add(entry.attempt_id)
-                    self.open.pop(entry.attempt_id, None)
-                    self.progress.pop(entry.attempt_id, None)
+                    self._settle(entry.attempt_id)
                 case str():
                     self.unreadable_records += 1
                 case _:
                     pass
         self.torn_bytes += reader.torn_bytes
+
+    def _settle(self, attempt_id: str) -> None:
+        self.open.pop(attempt_id, None)
+        self.progress.pop(attempt_id, None)
+        self.settled[attempt_id] = None
+        if len(self.settled) > SETTLED_MAX:
+            del self.settled[next(iter(self.settled))]
 
 
 def recover(claimed: ClaimedJournal, *, syscalls: Syscalls = SYSCALLS) -> Recovery:
@@ -78,6 +85,9 @@ def recover(claimed: ClaimedJournal, *, syscalls: Syscalls = SYSCALLS) -> Recove
     second per segment. Raises OSError; it may then be tried again."""
     scan = _Scan()
     numbers = segment_numbers(claimed.path)
+    for number in numbers:
+        syscalls.sync_file(segment_path(claimed.path, number))
+    syscalls.fsync_directory(claimed.path)
     for number in numbers:
         scan.read(segment_path(claimed.path, number))
     entries = tuple(_entries(scan))

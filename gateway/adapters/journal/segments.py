@@ -125,6 +125,14 @@ class Syscalls:
     def fdatasync(self, descriptor: int) -> None:
         os.fdatasync(descriptor)
 
+    def sync_file(self, path: Path) -> None:
+        """The same for a file that somebody else wrote and may not have synced."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+
     def fsync_directory(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
