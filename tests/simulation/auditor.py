@@ -159,7 +159,7 @@ def estimates_are_flagged_and_bounded(auditor: Auditor) -> Iterator[str]:
         ):
             yield f"L1: {name} is charged, and the provider bills nothing"
         if row["usage_source"] == "estimated":
-            yield from _estimate_differences(call, row, name)
+            yield from _estimate_differences(auditor.evidence.scenario, call, row, name)
 
 
 def _was_refused(call: Call) -> bool:
@@ -169,13 +169,19 @@ def _was_refused(call: Call) -> bool:
     return call.finished
 
 
-def _estimate_differences(call: Call, row: Row, name: str) -> Iterator[str]:
+def _power_goes_after(scenario: Scenario, call: Call) -> bool:
+    return any(plan.end == "power" for plan in scenario.lives[call.life.number - 1 :])
+
+
+def _estimate_differences(scenario: Scenario, call: Call, row: Row, name: str) -> Iterator[str]:
     if not call.prompt // 3 - 20 <= row["input_tokens"] <= call.prompt * 3 + 20:
         yield f"L1: {name} estimates {row['input_tokens']} input tokens; the provider counts {call.prompt}"
     seen = max((tokens for _, tokens in call.delivered), default=0)
     if row["output_tokens"] > max(seen * 1.7 + 12, 0 if call.stream else call.limit * call.n):
         yield f"L1: {name} estimates {row['output_tokens']} output tokens; {seen} were delivered"
-    least = _certainly_seen(call) if "recovered" in row["flags"] else (seen if call.stream else 0)
+    least = seen if call.stream else 0
+    if "recovered" in row["flags"]:
+        least = 0 if _power_goes_after(scenario, call) else _certainly_seen(call)
     if row["output_tokens"] < least * 0.5 - 12:
         yield f"L1: {name} estimates {row['output_tokens']} output tokens; {least} were certainly delivered"
 

@@ -103,11 +103,14 @@ def recover(claimed: ClaimedJournal, *, syscalls: Syscalls = SYSCALLS) -> Recove
 
 
 def _entries(scan: _Scan) -> Iterator[LedgerEntry]:
+    last: dict[str, int] = {}
+    for intent in scan.open.values():  # a lost power may leave several of a request
+        last[intent.request_id] = max(intent.attempt, last.get(intent.request_id, 0))
     for attempt_id, intent in scan.open.items():
-        yield abandoned(intent, scan.progress.get(attempt_id))
+        yield abandoned(intent, scan.progress.get(attempt_id), is_final=intent.attempt == last[intent.request_id])
 
 
-def abandoned(intent: Intent, progress: Progress | None) -> LedgerEntry:
+def abandoned(intent: Intent, progress: Progress | None, *, is_final: bool) -> LedgerEntry:
     """The estimate of an attempt of which nothing more than this is known, at the price it was begun under."""
     prompt = intent.input_tokens_estimate
     if progress is not None and progress.input_tokens is not None:
@@ -125,7 +128,7 @@ def abandoned(intent: Intent, progress: Progress | None) -> LedgerEntry:
         usage_source=UsageSource.ESTIMATED,
         status=AttemptStatus.ABANDONED,
         finished_at=intent.started_at if progress is None else max(progress.at, intent.started_at),
-        is_final=True,
+        is_final=is_final,
         seen=Observation(),
         error_type=CRASHED,
     )
