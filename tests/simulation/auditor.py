@@ -294,7 +294,8 @@ def drains_run_to_the_end(auditor: Auditor) -> Iterator[str]:
                 continue
             is_ours = call.life.is_certain and not call.life.is_stopping(call.released_at - 20) and not call.slow_reader
             is_whole = call.behaviour == "whole" and not call.tells_another_model
-            in_time = call.released_at < min(call.opened_at + timeouts.total, call.heard_at + timeouts.idle) - 0.1
+            patience = timeouts.idle if call.delivered else timeouts.first_byte
+            in_time = call.released_at < min(call.opened_at + timeouts.total, call.heard_at + patience) - 0.1
             if is_ours and is_whole and in_time and call.interrupted:
                 yield f"hang-up: call {call.number} was cut, and {call.provider} bills it in full"
 
