@@ -23,7 +23,6 @@ from gateway.http.books import period, render_report
 from gateway.pipeline.ports import StoreUnavailableError
 
 T = TypeVar("T")
-GROUPS: Final = "key,team,model,provider,account,month,day,hour,tag:NAME"
 SHIPPED_SECONDS_MAX: Final = 5.0
 SHIPPED_POLL_SECONDS: Final = 0.05
 

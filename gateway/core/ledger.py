@@ -13,7 +13,7 @@ import msgspec
 
 from gateway.core.exchange import Attempt, AttemptStatus, InferenceRequest, Observation, Principal
 from gateway.core.money import UnitPrice
-from gateway.core.pricing import DEFAULT_CACHE_TTL, Charge, Price
+from gateway.core.pricing import Charge, Price
 from gateway.core.usage import Meter, Usage, UsageSource
 
 
@@ -227,6 +227,3 @@ def settle(
         list_pico=charge.cost.pico,
         flags=[*usage.flags, *seen.flags],
     )
-
-
-__all__ = ["DEFAULT_CACHE_TTL", "Intent", "LedgerEntry", "PinnedPrice", "PlanRecord", "Progress", "Record", "settle"]
