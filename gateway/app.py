@@ -23,10 +23,12 @@ from litestar import Litestar
 from pydantic import SecretStr
 
 from gateway import __version__
+from gateway.adapters.allowances import LocalAllowances
 from gateway.adapters.clock import SystemClock, TimeOrderedIds
 from gateway.adapters.health import MemoryHealthBook
 from gateway.adapters.journal import JournalWriter, journal_id
 from gateway.adapters.journal.outbox import Outbox
+from gateway.adapters.postgres.balances import PostgresBalances
 from gateway.adapters.postgres.keys import KeyStore, PostgresApiKeys
 from gateway.adapters.postgres.reports import Reports
 from gateway.adapters.postgres.schema import DatabaseAwayError, migrate, require_current
@@ -72,12 +74,15 @@ class Gateway:
         if token_file is not None:
             LOGGER.info("the admin token is kept in a file", extra={"fields": {"path": str(token_file)}})
         configuration, credentials = configure(settings, loaded, self._environ)
-        self.journal = JournalWriter.open(settings.data_dir, journal_id(clock.now(), os.urandom(8)))
+        journal_name = journal_id(clock.now(), os.urandom(8))
+        self.journal = JournalWriter.open(settings.data_dir, journal_name)
         outbox = Outbox(settings.data_dir, self.journal)
         self.shipper = Shipper(database_url, outbox, clock=clock, chance=random.random)
         self.keys = PostgresApiKeys(database_url, clock=clock)
         self.key_store = KeyStore(database_url, clock=clock)
         self.reports = Reports(database_url)
+        self.balances = PostgresBalances(database_url)
+        self.allowances = LocalAllowances(journal_name, self.balances, clock=clock, caught_up=self.shipper.caught_up)
         self.telemetry = PrometheusTelemetry()
         self.health = MemoryHealthBook(clock, random.random)
         self.upstreams = AiohttpUpstreams(credentials, user_agent=f"kimi-gateway/{__version__}")
@@ -92,6 +97,7 @@ class Gateway:
             telemetry=self.telemetry,
             clock=clock,
             ids=TimeOrderedIds(),
+            allowances=self.allowances,
         )
         self.services = Services(
             conductor=self.conductor,
@@ -141,12 +147,13 @@ class Gateway:
         self.loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(self._reload_told()))
         async with AsyncExitStack() as stack:
             stack.callback(self.journal.close)
-            for closing in (self.upstreams.close, self.key_store.close, self.reports.close):
+            for closing in (self.upstreams.close, self.key_store.close, self.reports.close, self.balances.close):
                 stack.push_async_callback(closing)
             self.journal.on_durable(self.shipper.wake)
             background = [
                 asyncio.create_task(self._keep_up(self.shipper.run), name="shipper"),
                 asyncio.create_task(self._keep_up(self.keys.run), name="keys"),
+                asyncio.create_task(self._keep_up(self.allowances.run), name="allowances"),
             ]
             try:
                 yield

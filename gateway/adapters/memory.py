@@ -7,10 +7,12 @@ to know afterwards it reads from public attributes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from gateway.core.allowance import Balance
+from gateway.core.budget import BudgetWindow
 from gateway.core.exchange import Principal
 from gateway.core.ledger import Intent, LedgerEntry, PlanRecord, Progress, Record
 from gateway.pipeline.ports import Clock, MeteringUnavailableError, StoreUnavailableError
@@ -60,6 +62,32 @@ class MemoryJournal:
     def lose_power(self) -> None:
         """What was not durable is gone."""
         del self.records[self.durable_count :]
+
+
+@dataclass(slots=True)
+class MemoryBalances:
+    """The port ``Balances``: what tests say has been posted, by window and journal. ``is_away``: cannot be asked."""
+
+    posted: dict[str, dict[str, Balance]] = field(default_factory=dict)
+    moves: set[tuple[str, str]] = field(default_factory=set)
+    is_away: bool = False
+
+    async def of(self, windows: Sequence[BudgetWindow]) -> Mapping[str, Mapping[str, Balance]]:
+        self._check()
+        return {window.key: dict(self.posted[window.key]) for window in windows if window.key in self.posted}
+
+    async def moved(self, *, seconds: float, but: str) -> frozenset[str]:  # noqa: ARG002 - moves stay until cleared
+        self._check()
+        return frozenset(scope for scope, journal_id in self.moves if journal_id != but)
+
+    def tell(self, window: BudgetWindow, journal_id: str, balance: Balance) -> None:
+        """Somebody's journal has posted so much in a window."""
+        self.posted.setdefault(window.key, {})[journal_id] = balance
+        self.moves.add((window.scope, journal_id))
+
+    def _check(self) -> None:
+        if self.is_away:
+            raise StoreUnavailableError("the database is away")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

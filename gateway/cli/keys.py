@@ -16,8 +16,9 @@ from gateway.adapters.postgres.keys import KeyStore
 from gateway.catalog import load
 from gateway.cli.common import CONFIG, JSON, database, expected_errors, fail, print_json, settings_with
 from gateway.core import api_key
+from gateway.core.budget import Period
 from gateway.core.exchange import Role
-from gateway.core.keys import FieldError, KeyGrant, KeyRecord, Period, check_grant, parse_grace
+from gateway.core.keys import FieldError, KeyGrant, KeyRecord, check_grant, parse_grace
 from gateway.http.admin import SECRET_BYTES, key_json
 from gateway.pipeline.ports import StoreUnavailableError
 

@@ -17,6 +17,7 @@ PRIOR_BYTES: Final = 4_200
 PRIOR_TOKENS: Final = 1_000
 """Light, so that a few answers outweigh it: estimates promise 2 % in sum (INTERFACE §4)."""
 FORGET_ABOVE_TOKENS: Final = 2_000_000
+OUTPUT_LIMIT_MAX: Final = 2**31 - 1
 OUTPUT_TOKENS_PRIOR: Final = 1_000
 """What a thinking answer is expected to be long before any was seen."""
 
@@ -73,3 +74,19 @@ def largest_cost(
     as_input = Usage(input=input_tokens, output=output_limit * n)
     as_written = Usage(input=0, cache_write=input_tokens, output=output_limit * n)
     return max(rate(usage, price, cache_ttl=cache_ttl).cost for usage in (as_input, as_written))
+
+
+def input_tokens_max(input_bytes: int) -> int:
+    """What so much input can be at the most: a tokenizer over bytes makes no token of less than one, and the JSON
+    around the texts outweighs what a chat template puts in its place. Budgets are held for this, not for the estimate
+    (law L11)."""
+    return input_bytes
+
+
+def output_limit_affordable(
+    price: Price, amount: Money, *, input_tokens: int, n: int = 1, cache_ttl: str = DEFAULT_CACHE_TTL
+) -> int:
+    """The largest output limit whose largest cost is within the amount; 0 or less where the input alone is not."""
+    fixed = largest_cost(price, input_tokens=input_tokens, output_limit=0, cache_ttl=cache_ttl)
+    left, each = amount.pico - fixed.pico, price.output.pico_per_token * n
+    return left // each if each else OUTPUT_LIMIT_MAX

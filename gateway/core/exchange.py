@@ -14,7 +14,9 @@ from typing import Final
 
 import msgspec
 
+from gateway.core.budget import ORGANISATION, Budget, scope_of_key, scope_of_team
 from gateway.core.catalogue import Deployment, Model
+from gateway.core.limits import NO_LIMITS, NO_RATES, RateLimits, RateStates
 from gateway.core.money import Money, UnitPrice
 from gateway.core.pricing import DEFAULT_CACHE_TTL, Price
 
@@ -48,7 +50,9 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Who is asking, as authenticated. ``models`` and ``providers`` None = all that are configured."""
+    """Who is asking, as authenticated. ``models`` and ``providers`` None = all that are configured; ``limits`` and
+    ``budgets`` are those of the key, of its team and of the organisation, in this order; days begin at midnight in
+    ``time_zone``, the organisation's."""
 
     key_id: str
     key_name: str
@@ -58,6 +62,15 @@ class Principal:
     providers: frozenset[str] | None = None
     tags: Mapping[str, str] = field(default_factory=no_tags)
     expires_at: datetime | None = None
+    limits: tuple[RateLimits, ...] = ()
+    budgets: tuple[Budget, ...] = ()
+    time_zone: str = "UTC"
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """Whose money this caller spends."""
+        own = (scope_of_key(self.key_id),)
+        return (*own, ORGANISATION) if self.team is None else (*own, scope_of_team(self.team), ORGANISATION)
 
 
 class Sort(StrEnum):
@@ -148,7 +161,7 @@ class Exclusion(StrEnum):
 class Candidate:
     """One account that could serve a request, what that would cost, and why it is out, if it is.
 
-    ``excluded`` is None for a routable candidate, else the reason in an operator's words.
+    ``excluded`` is None for a routable candidate, else the reason in an operator's words; ``limits`` are its account's.
     """
 
     provider: str
@@ -162,6 +175,7 @@ class Candidate:
     exclusion: Exclusion | None = None
     retry_at: datetime | None = None
     output_limit: int = 0
+    limits: RateLimits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +204,10 @@ class AttemptStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One upstream call: numbered from 1 within its request, priced at the row in force when it started."""
+    """One upstream call: numbered from 1 within its request, priced at the row in force when it started.
+
+    Budgets count it in the window of ``admitted_at``, when its request began; ``held`` is what they hold for all of
+    its request, None where no budget does."""
 
     attempt_id: str
     request_id: str
@@ -200,6 +217,24 @@ class Attempt:
     started_at: datetime
     output_limit: int
     input_tokens_estimate: int
+    admitted_at: datetime
+    held: Money | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """What is held for a request. ``amount`` is what its budgets hold, None where it falls under none;
+    ``output_limit_max`` what the budget ``clamped_by`` has shortened every answer to; ``rates`` the caller's limits
+    as they stand."""
+
+    is_held: bool = False
+    amount: Money | None = None
+    output_limit_max: int | None = None
+    clamped_by: Budget | None = None
+    rates: RateStates = NO_RATES
+
+
+NOTHING_RESERVED: Final = Reservation()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

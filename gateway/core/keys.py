@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, timedelta, tzinfo
 from enum import StrEnum
 from typing import Final, TypeVar
 
+from gateway.core.budget import Period
 from gateway.core.catalogue import Catalogue
 from gateway.core.exchange import Role
 from gateway.core.money import Money
@@ -21,15 +22,6 @@ _TAG_NAME: Final = re.compile(r"[a-zA-Z0-9_.:-]{1,64}")
 E = TypeVar("E", bound=StrEnum)
 _GRACE: Final = re.compile(r"(\d{1,6})([smhd])")
 _GRACE_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-
-
-class Period(StrEnum):
-    """The window of a budget."""
-
-    DAY = "day"
-    WEEK = "week"
-    MONTH = "month"
-    TOTAL = "total"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,9 @@ from gateway.core.usage import Meter, Usage, UsageSource
 
 
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, tag="settle", tag_field="t"):
-    """One upstream attempt, settled. Field meanings: INTERFACE §4; None = not told, which is not zero."""
+    """One upstream attempt, settled. Field meanings: INTERFACE §4; None = not told, which is not zero.
+
+    Budgets count it in the window of ``admitted_at``; ``held_pico`` is what they held for all of its request."""
 
     attempt_id: str
     request_id: str
@@ -58,6 +60,8 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, tag="settle", tag_f
     list_pico: int
     flags: list[str] = []
     corrects: str | None = None
+    admitted_at: datetime | None = None
+    held_pico: int | None = None
 
     def __post_init__(self) -> None:
         parts = self.input_pico + self.cached_pico + self.cache_write_pico + self.output_pico + self.fee_pico
@@ -126,6 +130,8 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True, tag="intent", tag_field=
     cache_ttl: str
     input_tokens_estimate: int
     output_limit: int
+    admitted_at: datetime | None = None
+    held_pico: int | None = None
 
     @classmethod
     def of(cls, attempt: Attempt, request: InferenceRequest, principal: Principal) -> Intent:
@@ -148,6 +154,8 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True, tag="intent", tag_field=
             cache_ttl=request.cache_ttl,
             input_tokens_estimate=attempt.input_tokens_estimate,
             output_limit=attempt.output_limit,
+            admitted_at=attempt.admitted_at,
+            held_pico=None if attempt.held is None else attempt.held.pico,
         )
 
 
@@ -184,6 +192,7 @@ def settle(
     is_final: bool,
     seen: Observation,
     error_type: str | None = None,
+    flags: tuple[str, ...] = (),
 ) -> LedgerEntry:
     """The entry of a finished attempt: the intent, what was seen of the answer, and the charge for its usage."""
     assert usage_source is not UsageSource.NONE or charge.cost.pico == 0
@@ -225,5 +234,7 @@ def settle(
         fee_pico=charge.fee.pico,
         cost_pico=charge.cost.pico,
         list_pico=charge.cost.pico,
-        flags=[*usage.flags, *seen.flags],
+        flags=[*usage.flags, *seen.flags, *flags],
+        admitted_at=intent.admitted_at,
+        held_pico=intent.held_pico,
     )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from gateway.core.limits import RateStates
+
 
 class RefusalCode(StrEnum):
     """The public error codes of INTERFACE §3; a client may switch on them."""
@@ -57,7 +59,7 @@ class Refusal:
     """What happened and what to do, for the caller's eyes.
 
     ``param`` names the offending field; ``retry_after`` is in seconds; ``status`` overrides the code's own where an
-    upstream's client error is passed on with its status.
+    upstream's client error is passed on with its status; ``rates`` are the caller's limits as they stand.
     """
 
     code: RefusalCode
@@ -66,6 +68,7 @@ class Refusal:
     retry_after: float | None = None
     status: int = 0
     upstream_code: str | None = None
+    rates: RateStates | None = None
 
     @property
     def http_status(self) -> int:

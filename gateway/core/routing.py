@@ -14,6 +14,7 @@ from gateway.core.catalogue import Account, Catalogue, Deployment, Model, Provid
 from gateway.core.estimate import AnswerLength, expected_cost
 from gateway.core.exchange import Candidate, CandidateState, Exclusion, InferenceRequest, Plan, Principal, Sort
 from gateway.core.health import WELL, WHY, Health, Subject
+from gateway.core.limits import limits_of_account
 from gateway.core.pricing import Price
 
 HealthOf = Callable[[Subject], Health]
@@ -107,6 +108,7 @@ def _consider(
             cache_ttl=request.cache_ttl,
         ),
         output_limit=output_limit,
+        limits=limits_of_account(account),
     )
     for reason in (
         _barred_by_rights(principal, card),

@@ -1,8 +1,8 @@
 """One exchange from start to finish; all control flow of the request path is here.
 
-``authenticate -> admit -> plan -> (attempt -> settle) x n -> answer``. An intent is durable before an upstream is
-called, a settlement before the last byte of an answer leaves; a failure moves on freely before the first byte and
-is told honestly after it.
+``authenticate -> admit -> plan -> reserve -> (attempt -> settle) x n -> answer``. An intent is durable before an
+upstream is called, a settlement before the last byte of an answer leaves; a failure moves on freely before the first
+byte and is told honestly after it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ import contextlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Final
 
 import msgspec
 
+from gateway.core.allowance import Granted, Posting
+from gateway.core.budget import day_of
 from gateway.core.catalogue import Catalogue, Model, OnClientAbort
 from gateway.core.exchange import (
     ATTEMPTS_MAX,
+    NOTHING_RESERVED,
     Admitted,
     Attempt,
     AttemptStatus,
@@ -25,11 +29,13 @@ from gateway.core.exchange import (
     Observation,
     Plan,
     Principal,
+    Reservation,
 )
 from gateway.core.failure import Advice, Failure, FailureClass, advise
 from gateway.core.health import WHY, Subject, subject_of
 from gateway.core.ledger import Intent, LedgerEntry, PlanRecord
 from gateway.core.money import ZERO, Money
+from gateway.core.pricing import Charge, rate
 from gateway.core.refusal import INTERNAL, Refusal, RefusalCode, RefusedError
 from gateway.core.retry_budget import RetryBudget
 from gateway.core.routing import subjects
@@ -41,6 +47,7 @@ from gateway.pipeline.experience import Experience
 from gateway.pipeline.outcome import Outcome
 from gateway.pipeline.plan import Planning, is_gone_everywhere, make_plan, no_candidate
 from gateway.pipeline.ports import (
+    Allowances,
     ApiKeys,
     Clock,
     HealthBook,
@@ -52,12 +59,19 @@ from gateway.pipeline.ports import (
     UpstreamCall,
     Upstreams,
 )
+from gateway.pipeline.reserve import Asking, demand_for, reserve
 from gateway.pipeline.settle import learn, settle
-from gateway.pipeline.watch import Watch
+from gateway.pipeline.turns import Turns
+from gateway.pipeline.watch import Interrupted, Watch
 from gateway.providers import DIALECTS
 from gateway.providers.reading import AnswerReader
 from gateway.surfaces import chat_completions
+from gateway.surfaces.rates import rate_headers
 
+_OVERRUN: Final = ("budget_overrun",)
+_SHUTTING_DOWN: Final = Refusal(
+    code=RefusalCode.OVERLOADED, message="The gateway is shutting down; send the request again.", retry_after=1
+)
 CLIENT_CLOSED: Final = 499
 """The status that is logged for a client that hung up; nobody receives it."""
 
@@ -80,7 +94,21 @@ class Exchange:
     plan: Plan
     configuration: Configuration
     started: float
+    admitted_at: datetime
+    reservation: Reservation = NOTHING_RESERVED
     warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Spending:
+    """What one exchange has cost so far, and the tokens that were used for it, over all of its attempts."""
+
+    cost: Money = ZERO
+    tokens: int = 0
+
+    def add(self, cost: Money, tokens: int) -> None:
+        self.cost += cost
+        self.tokens += tokens
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,6 +124,8 @@ class Conductor:
     telemetry: Telemetry
     clock: Clock
     ids: Ids
+    allowances: Allowances
+    turns: Turns = field(default_factory=Turns)
     retry_budget: RetryBudget = field(default_factory=RetryBudget)
 
     async def authenticate(self, headers: Mapping[str, str]) -> Principal:
@@ -117,6 +147,7 @@ class Conductor:
             plan=made,
             configuration=self.configuration,
             started=self.clock.monotonic(),
+            admitted_at=now,
         )
 
     def _follow(self, admitted: Admitted, made: Plan, principal: Principal) -> tuple[Admitted, Plan]:
@@ -168,59 +199,123 @@ class Conductor:
             )
 
     async def _attempts(self, exchange: Exchange, reply: Reply, watch: Watch) -> int:
-        """The attempt loop. Returns the status that was answered. Raises RefusedError."""
+        """Reserves, attempts, settles. Returns the status that was answered. Raises RefusedError."""
+        spending = _Spending()
+        try:
+            exchange, candidate, candidates = await self._reserve(exchange, watch)
+            return await self._attempt_each(exchange, candidate, candidates, spending, reply, watch)
+        except Interrupted as interrupted:  # while it waited for room
+            if isinstance(interrupted.reason, Failure):
+                raise RefusedError(_SHUTTING_DOWN) from None
+            return CLIENT_CLOSED
+        finally:
+            self.allowances.release(exchange.request_id, spending.tokens)
+            self.turns.wake(exchange.admitted.model.name)
+
+    async def _reserve(self, exchange: Exchange, watch: Watch) -> tuple[Exchange, Candidate, list[Candidate]]:
+        """The exchange with what is held for it, its first candidate, and the others. Raises RefusedError, or
+        Interrupted where the wait for room was cut short."""
         candidates = list(exchange.plan.routable)
+
+        def asking() -> Asking:
+            well = self._well(candidates)
+            if not well:
+                with contextlib.suppress(MeteringUnavailableError):
+                    self.journal.append(_plan_record(exchange))  # a refusal can be explained too
+                raise no_candidate(self._plan_again(exchange))
+            return self._asking(exchange, well)
+
+        with watch:
+            reservation, chosen = await reserve(
+                asking, exchange.admitted, exchange.principal, self.allowances, self.turns
+            )
+        self._claim(chosen, candidates)
+        exchange = replace(exchange, reservation=reservation)
+        shortest = reservation.output_limit_max
+        if shortest is None:
+            return exchange, chosen, candidates
+        assert reservation.clamped_by is not None
+        exchange.warnings.append(
+            f"the answer is limited to {shortest} tokens by the budget of the {reservation.clamped_by.name}"
+        )
+        return exchange, _shortened(chosen, shortest), [_shortened(each, shortest) for each in candidates]
+
+    def _asking(self, exchange: Exchange, candidates: list[Candidate]) -> Asking:
+        demand = demand_for(
+            exchange.request_id, exchange.principal, exchange.admitted, candidates, exchange.admitted_at
+        )
+        return Asking(demand=demand, candidates=tuple(candidates))
+
+    async def _attempt_each(
+        self,
+        exchange: Exchange,
+        candidate: Candidate,
+        candidates: list[Candidate],
+        spending: _Spending,
+        reply: Reply,
+        watch: Watch,
+    ) -> int:
+        """The attempt loop. Returns the status that was answered. Raises RefusedError."""
         failures: list[tuple[Candidate, Failure]] = []
-        spent = ZERO
-        candidate = self._next(candidates)
-        if candidate is None:
-            with contextlib.suppress(MeteringUnavailableError):
-                self.journal.append(_plan_record(exchange))  # a refusal can be explained too
-            raise no_candidate(self._plan_again(exchange))
+        held = exchange.reservation.amount
         while True:
             number = len(failures) + 1
-            this, call, intent = await self._begin(exchange, candidate, number)
+            this, call, intent = await self._begin(exchange, candidate, number, held)
             outcome = await self._attempt(exchange, this, call, reply, watch)
             self._teach_health(candidate, outcome)
-            following = self._following(exchange, outcome, candidate, candidates, number, watch)
-            entry, position = self._settle(exchange, this, intent, outcome, is_final=following is None)
-            spent += Money(entry.cost_pico)
+            charge = rate(outcome.usage, this.price, cache_ttl=intent.cache_ttl)
+            self._post(exchange, charge.cost)
+            spending.add(charge.cost, outcome.usage.input_tokens + outcome.usage.output_tokens)
+            overrun = held is not None and spending.cost > held
+            following = None
+            if self._may_follow(exchange, outcome, candidate, number, watch):
+                following, held = await self._following(exchange, candidates, held, spending.cost)
+            entry, position = self._settle(
+                exchange, intent, outcome, charge, is_final=following is None, flags=_OVERRUN if overrun else ()
+            )
+            assert entry.cost_pico == charge.cost.pico
             if outcome.failure is not None:
                 failures.append((candidate, outcome.failure))
             if following is not None:
                 candidate = following
                 continue
             await self._durable(position)
-            return await self._answer(exchange, this, outcome, failures, spent, reply)
+            return await self._answer(exchange, this, outcome, failures, spending.cost, reply)
 
-    def _next(self, candidates: list[Candidate]) -> Candidate | None:
-        """Takes the best candidate that is still well, or else the best whose only trouble is an open circuit: the
-        last one is never ejected, but what a provider said of its account or model stands. A probe goes alone."""
-        chosen = next((c for c in candidates if self._are_well(subjects(c))), None)
-        if chosen is None:
-            chosen = next((c for c in candidates if self._are_well(subjects(c)[:2])), None)
-        if chosen is not None:
-            candidates.remove(chosen)
-            self.health.claim_probe(subjects(chosen))
-        return chosen
+    def _post(self, exchange: Exchange, cost: Money) -> None:
+        """From now on this is spent."""
+        principal = exchange.principal
+        day = day_of(exchange.admitted_at, principal.time_zone)
+        self.allowances.post(Posting(exchange.request_id, principal.scopes, day, cost))
+
+    def _well(self, candidates: list[Candidate]) -> list[Candidate]:
+        """Those that are still well, best first, or else those whose only trouble is an open circuit: the last one is
+        never ejected, but what a provider said of its account or model stands."""
+        well = [candidate for candidate in candidates if self._are_well(subjects(candidate))]
+        return well or [candidate for candidate in candidates if self._are_well(subjects(candidate)[:2])]
+
+    def _claim(self, chosen: Candidate, candidates: list[Candidate]) -> None:
+        """This one is tried now, once; a probe goes alone."""
+        candidates.remove(chosen)
+        self.health.claim_probe(subjects(chosen))
 
     def _are_well(self, involved: Iterable[Subject]) -> bool:
         now = self.clock.now()
         return not any(health.is_out(now) or health.probe_in_flight(now) for health in map(self.health.of, involved))
 
     async def _begin(
-        self, exchange: Exchange, candidate: Candidate, number: int
+        self, exchange: Exchange, candidate: Candidate, number: int, held: Money | None
     ) -> tuple[Attempt, UpstreamCall, Intent]:
         """The call as it will be sent, and its durable intent; what stands in the way gives the probe back."""
         try:
-            this = self._numbered(exchange, candidate, number)
+            this = self._numbered(exchange, candidate, number, held)
             call = _call(exchange, this)  # before the intent: a dialect that breaks over a request buys nothing
             return this, call, await self._intend(exchange, this)
         except BaseException:
             self.health.release_probe(subjects(candidate))
             raise
 
-    def _numbered(self, exchange: Exchange, candidate: Candidate, number: int) -> Attempt:
+    def _numbered(self, exchange: Exchange, candidate: Candidate, number: int, held: Money | None) -> Attempt:
         """The attempt at the price that is in force now: a retry may begin under another one than its plan."""
         now = self.clock.now()
         prices = exchange.configuration.catalogue.prices
@@ -235,6 +330,8 @@ class Conductor:
             started_at=now,
             output_limit=candidate.output_limit,
             input_tokens_estimate=exchange.admitted.input_tokens,
+            admitted_at=exchange.admitted_at,
+            held=held,
         )
 
     async def _intend(self, exchange: Exchange, this: Attempt) -> Intent:
@@ -264,7 +361,8 @@ class Conductor:
             reader=AnswerReader(),
         )
         with contextlib.suppress(MeteringUnavailableError):
-            entry, _ = settle(intent, this.price, outcome, self.journal, finished_at=self.clock.now(), is_final=True)
+            nothing = rate(NO_USAGE, this.price, cache_ttl=intent.cache_ttl)
+            entry, _ = settle(intent, nothing, outcome, self.journal, finished_at=self.clock.now(), is_final=True)
             self.telemetry.attempt_settled(entry)
 
     async def _attempt(
@@ -303,36 +401,50 @@ class Conductor:
             self.health.failed(about, failure)
         self.health.release_probe(subject for subject in involved if subject != about)
 
-    def _following(
-        self,
-        exchange: Exchange,
-        outcome: Outcome,
-        tried: Candidate,
-        candidates: list[Candidate],
-        number: int,
-        watch: Watch,
-    ) -> Candidate | None:
-        """The candidate to try next, if this end allows another attempt at all (law L9)."""
+    def _may_follow(self, exchange: Exchange, outcome: Outcome, tried: Candidate, number: int, watch: Watch) -> bool:
+        """Whether this end allows another attempt at all (law L9)."""
         if outcome.failure is None or outcome.status is AttemptStatus.ABORTED or watch.is_over:
-            return None
+            return False
         if advise(outcome.failure, bytes_relayed=outcome.relayed) is not Advice.NEXT or number >= ATTEMPTS_MAX:
-            return None
+            return False
         timeouts = exchange.configuration.catalogue.providers[tried.provider].timeouts
-        if self.clock.monotonic() - exchange.started >= timeouts.total:
-            return None
+        return self.clock.monotonic() - exchange.started < timeouts.total
+
+    async def _following(
+        self, exchange: Exchange, candidates: list[Candidate], held: Money | None, spent: Money
+    ) -> tuple[Candidate | None, Money | None]:
+        """The candidate to try next, and what is held in all with it: None where retries are used up, nobody is well,
+        or what is held, and can be held in addition, does not bear another attempt."""
         budget = self.retry_budget.spend()
-        following = None if budget is None else self._next(candidates)
-        if budget is not None and following is not None:
-            self.retry_budget = budget
-        return following
+        well = [] if budget is None else self._well(candidates)
+        if budget is None or not well:
+            return None, held
+        chosen = well[0]
+        if exchange.reservation.is_held:
+            asking = self._asking(exchange, well)
+            verdict = await self.allowances.retry(asking.demand)
+            if not isinstance(verdict, Granted):
+                return None, held
+            chosen = well[verdict.account or 0]
+            held = None if held is None else spent + verdict.amount
+        self._claim(chosen, candidates)
+        self.retry_budget = budget
+        return chosen, held
 
     def _settle(
-        self, exchange: Exchange, this: Attempt, intent: Intent, outcome: Outcome, *, is_final: bool
+        self,
+        exchange: Exchange,
+        intent: Intent,
+        outcome: Outcome,
+        charge: Charge,
+        *,
+        is_final: bool,
+        flags: tuple[str, ...] = (),
     ) -> tuple[LedgerEntry, int]:
         """Writes the entry; if the journal cannot take it, the durable intent is settled by recovery."""
         try:
             entry, position = settle(
-                intent, this.price, outcome, self.journal, finished_at=self.clock.now(), is_final=is_final
+                intent, charge, outcome, self.journal, finished_at=self.clock.now(), is_final=is_final, flags=flags
             )
         except MeteringUnavailableError as error:
             raise _unmetered(error) from None
@@ -398,6 +510,8 @@ async def refuse(reply: Reply, refusal: Refusal, *, request_id: str) -> None:
     headers = {"content-type": "application/json", "x-request-id": request_id, "content-length": str(len(body))}
     if refusal.retry_after is not None:
         headers["retry-after"] = str(math.ceil(refusal.retry_after))
+    if refusal.rates is not None:
+        headers |= rate_headers(refusal.rates)
     await reply.start(refusal.http_status, headers)
     await reply.finish(body)
 
@@ -409,6 +523,7 @@ def _headers(exchange: Exchange, this: Attempt) -> dict[str, str]:
         "x-request-id": exchange.request_id,
         "x-gateway-provider": this.candidate.provider,
         "x-gateway-attempts": str(this.number),
+        **rate_headers(exchange.reservation.rates),
     }
     warnings = [*exchange.admitted.request.warnings, *dict.fromkeys(exchange.warnings)]
     if warnings:
@@ -438,6 +553,10 @@ def _gone(model: Model, catalogue: Catalogue, made: Plan) -> RefusedError:
     return retired_model(model, deployments, today=made.made_at.date())
 
 
+def _shortened(candidate: Candidate, output_limit_max: int) -> Candidate:
+    return replace(candidate, output_limit=min(candidate.output_limit, output_limit_max))
+
+
 def _plan_record(exchange: Exchange) -> PlanRecord:
     return PlanRecord(
         request_id=exchange.request_id,
@@ -454,9 +573,7 @@ def _refusal(exchange: Exchange, outcome: Outcome, failures: list[tuple[Candidat
     if failure.kind in (FailureClass.CALLER_FAULT, FailureClass.CONTENT_FILTERED):
         return chat_completions.refusal_of(failure)
     if failure.kind is FailureClass.SHUTDOWN:
-        return Refusal(
-            code=RefusalCode.OVERLOADED, message="The gateway is shutting down; send the request again.", retry_after=1
-        )
+        return _SHUTTING_DOWN
     if failure.kind is FailureClass.DEFECT:
         return INTERNAL
     tried = "; ".join(f"{c.provider} ({c.account}): {WHY[f.kind]}" for c, f in failures if f.kind in WHY)

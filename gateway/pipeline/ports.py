@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from gateway.core.allowance import Balance, Demand, Posting, Verdict
+from gateway.core.budget import BudgetWindow
 from gateway.core.catalogue import Timeouts
 from gateway.core.exchange import Principal
 from gateway.core.failure import Failure
@@ -81,6 +83,40 @@ class Journal(Protocol):
 
     async def durable(self, position: int) -> None:
         """Returns when everything up to ``position`` is on the disk. Raises MeteringUnavailableError."""
+        ...
+
+
+class Balances(Protocol):
+    """What the database has posted, by window and journal."""
+
+    async def of(self, windows: Sequence[BudgetWindow]) -> Mapping[str, Mapping[str, Balance]]:
+        """By the window's key and the journal; a window without postings has none. Raises StoreUnavailableError."""
+        ...
+
+    async def moved(self, *, seconds: float, but: str) -> frozenset[str]:
+        """The scopes in which another journal than ``but`` has posted during the last so many seconds. Raises
+        StoreUnavailableError."""
+        ...
+
+
+class Allowances(Protocol):
+    """Limits, budgets and the room of provider accounts: one state, in process or shared."""
+
+    async def take(self, demand: Demand) -> Verdict:
+        """Everything that a request asks for, as one hold, or nothing. Never raises."""
+        ...
+
+    async def retry(self, demand: Demand) -> Verdict:
+        """The same hold for one more attempt at one of the demand's accounts. Never raises."""
+        ...
+
+    def post(self, posting: Posting) -> None:
+        """An attempt has cost so much: it is spent from now on. Immediate; nobody waits for it."""
+        ...
+
+    def release(self, hold_id: str, tokens: int) -> None:
+        """The request is over and has used so many tokens: what is still held is free again. Immediate; for a hold
+        that does not exist nothing happens."""
         ...
 
 

@@ -6,19 +6,25 @@ from datetime import datetime
 
 from gateway.core import ledger
 from gateway.core.ledger import Intent, LedgerEntry
-from gateway.core.pricing import Price, rate
+from gateway.core.pricing import Charge
 from gateway.pipeline.experience import Experience
 from gateway.pipeline.outcome import Outcome
 from gateway.pipeline.ports import Journal
 
 
 def settle(
-    intent: Intent, price: Price, outcome: Outcome, journal: Journal, *, finished_at: datetime, is_final: bool
+    intent: Intent,
+    charge: Charge,
+    outcome: Outcome,
+    journal: Journal,
+    *,
+    finished_at: datetime,
+    is_final: bool,
+    flags: tuple[str, ...] = (),
 ) -> tuple[LedgerEntry, int]:
-    """Writes the entry to the journal, rated at the price its intent has pinned; returns it with its position. Raises
-    MeteringUnavailableError."""
-    assert price.price_id == intent.price.price_id
-    charge = rate(outcome.usage, price, cache_ttl=intent.cache_ttl)
+    """Writes the entry to the journal, charged at the price its intent has pinned; returns it with its position.
+    Raises MeteringUnavailableError."""
+    assert charge.price_id == intent.price.price_id
     entry = ledger.settle(
         intent,
         charge,
@@ -29,6 +35,7 @@ def settle(
         is_final=is_final,
         seen=outcome.seen,
         error_type=None if outcome.failure is None else outcome.failure.kind.value,
+        flags=flags,
     )
     return entry, journal.append(entry)
 

@@ -631,7 +631,7 @@ async def test_a_dialect_that_breaks_over_an_answer_is_an_end_too(
     assert candidate.price is not None
     this = Attempt(
         attempt_id="att_1", request_id="req_1", number=1, candidate=candidate, price=candidate.price,
-        started_at=world.clock.now(), output_limit=100, input_tokens_estimate=9,
+        started_at=world.clock.now(), output_limit=100, input_tokens_estimate=9, admitted_at=world.clock.now(),
     )  # fmt: skip
     world.journal.append(Intent.of(this, exchange.admitted.request, exchange.principal))
     await world.journal.durable(1)

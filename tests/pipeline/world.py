@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
+from gateway.adapters.allowances import LocalAllowances
 from gateway.adapters.health import MemoryHealthBook
-from gateway.adapters.memory import MemoryApiKeys, MemoryJournal
+from gateway.adapters.memory import MemoryApiKeys, MemoryBalances, MemoryJournal
 from gateway.core.catalogue import (
     Account,
     Catalogue,
@@ -435,6 +436,8 @@ class World:
         self.telemetry = RecordingTelemetry()
         self.keys = MemoryApiKeys(self.clock)
         self.experience = Experience()
+        self.balances = MemoryBalances()
+        self.allowances = LocalAllowances("world", self.balances, clock=self.clock)
         self.catalogue = in_force or catalogue(*map(card, names))
         self.conductor = Conductor(
             configuration=configuration(self.catalogue),
@@ -446,6 +449,7 @@ class World:
             telemetry=self.telemetry,
             clock=self.clock,
             ids=CountingIds(),
+            allowances=self.allowances,
         )
 
     def scripted(self, **scripts: Script | list[Script]) -> World:
@@ -503,6 +507,7 @@ class World:
             assert sorted(intents) == sorted(entries), "one settlement for every intent"
             self._check_finals()
         assert all(len(each.released) == 1 for each in self.upstreams.answers), "every answer is released once"
+        assert self.allowances.book.holds == {}, "no hold is left behind"
         leases = [subject for subject, health in self.health if health.probe_until is not None]
         assert leases == [], "no probe is left behind"
         assert self.telemetry.settled == self.journal.entries()

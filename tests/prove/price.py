@@ -19,10 +19,11 @@ from typing import Final
 
 import uvloop
 
+from gateway.adapters.allowances import LocalAllowances
 from gateway.adapters.clock import SystemClock, TimeOrderedIds
 from gateway.adapters.health import MemoryHealthBook
 from gateway.adapters.journal import JournalWriter, journal_id
-from gateway.adapters.memory import MemoryApiKeys
+from gateway.adapters.memory import MemoryApiKeys, MemoryBalances
 from gateway.adapters.telemetry import PrometheusTelemetry
 from gateway.core.ledger import Record
 from gateway.pipeline.conduct import Conductor
@@ -152,6 +153,7 @@ def _conductor(journal: Journal) -> Conductor:
         telemetry=PrometheusTelemetry(),
         clock=clock,
         ids=TimeOrderedIds(),
+        allowances=LocalAllowances("price", MemoryBalances(), clock=clock),
     )
 
 

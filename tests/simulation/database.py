@@ -101,7 +101,8 @@ class Connection:
         if not self._life.is_alive:
             await never()
         self._database.check()
-        self._answer = _STATEMENTS[sql](self, self._draft or self._database.tables, *params)
+        values = params.values() if isinstance(params, dict) else params
+        self._answer = _STATEMENTS[sql](self, self._draft or self._database.tables, *values)
         return self
 
     async def fetchone(self) -> Sequence[Any] | None:
@@ -147,7 +148,7 @@ class Connection:
     async def close(self) -> None:
         self.closed = True
 
-    def ship(self, tables: Tables) -> tuple[int]:
+    def ship(self, tables: Tables, *_: object) -> tuple[int]:
         """The staged rows that are new become ledger rows, and only those count in the roll-up."""
         poison = [row["attempt_id"] for row in self._staged if self._database.refuses(row["attempt_id"])]
         if poison:

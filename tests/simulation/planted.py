@@ -56,7 +56,7 @@ PLANTS: Final = (
     ),
     Plant(
         name="settled after the last byte",
-        where="gateway.pipeline.conduct:Conductor._attempts",
+        where="gateway.pipeline.conduct:Conductor._attempt_each",
         old="await self._durable(position)",
         new="pass",
     ),
@@ -118,7 +118,7 @@ PLANTS: Final = (
     ),
     Plant(
         name="final twice",
-        where="gateway.pipeline.conduct:Conductor._attempts",
+        where="gateway.pipeline.conduct:Conductor._attempt_each",
         old="is_final=following is None",
         new="is_final=True",
     ),
@@ -147,7 +147,7 @@ PLANTS: Final = (
     ),
     Plant(
         name="account tried twice",
-        where="gateway.pipeline.conduct:Conductor._next",
+        where="gateway.pipeline.conduct:Conductor._claim",
         old="candidates.remove(chosen)",
         new="pass",
     ),

@@ -9,10 +9,11 @@ from typing import Any, Final
 
 from pydantic import SecretStr
 
+from gateway.adapters.allowances import LocalAllowances
 from gateway.adapters.health import MemoryHealthBook
 from gateway.adapters.journal import JournalWriter, journal_id
 from gateway.adapters.journal.outbox import Outbox
-from gateway.adapters.memory import MemoryApiKeys
+from gateway.adapters.memory import MemoryApiKeys, MemoryBalances
 from gateway.adapters.postgres.shipper import Shipper
 from gateway.adapters.telemetry import PrometheusTelemetry
 from gateway.app import CLOSE_SECONDS_MAX, SHUTDOWN_SECONDS, Gateway
@@ -67,10 +68,11 @@ class SimulatedGateway(Gateway):
         )
         self.keys = _Keys(self.clock)  # type: ignore[assignment]
         self.keys.add(world.key_digest, world.principal)  # type: ignore[attr-defined]
-        self.key_store = self.reports = _Closable()  # type: ignore[assignment]
+        self.key_store = self.reports = self.balances = _Closable()  # type: ignore[assignment]
         self.telemetry = PrometheusTelemetry()
         self.health = MemoryHealthBook(self.clock, world.chance.random)
         self.upstreams = world.providers.upstreams(life)
+        self.allowances = LocalAllowances(name, MemoryBalances(), clock=self.clock)
         self.conductor = Conductor(
             configuration=configuration(world.scenario.catalogue),
             keys=self.keys,
@@ -81,6 +83,7 @@ class SimulatedGateway(Gateway):
             telemetry=self.telemetry,
             clock=self.clock,
             ids=world.ids,
+            allowances=self.allowances,
         )
         self.services = Services(
             conductor=self.conductor,

@@ -20,8 +20,11 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from gateway.adapters.postgres.connections import WAIT_SECONDS_MAX, Connection, Connections
+from gateway.adapters.postgres.sql import statement
+from gateway.core.budget import ORGANISATION, Budget, BudgetMode, OnOutage, Period, scope_of_key, scope_of_team
 from gateway.core.exchange import Principal, Role
-from gateway.core.keys import KeyGrant, KeyRecord, Period
+from gateway.core.keys import KeyGrant, KeyRecord
+from gateway.core.limits import RateLimits
 from gateway.core.money import Money
 from gateway.pipeline.ports import Clock, StoreUnavailableError
 
@@ -31,29 +34,31 @@ CACHED_KEYS_MAX: Final = 100_000
 CACHED_STRANGERS_MAX: Final = 10_000
 POLL_SECONDS: Final = 0.5
 
-_FIND: Final = """
-SELECT k.key_id, k.name, k.team, k.role, k.models, k.providers, k.tags,
-       least(k.expires_at, s.expires_at) AS expires_at
-FROM api_key_secrets s JOIN api_keys k USING (key_id)
-WHERE s.digest = %s AND k.revoked_at IS NULL
-"""
 _COLUMNS: Final = """
-k.key_id, k.name, k.team, k.role, k.models, k.providers, k.rpm, k.tpm, k.concurrency, k.budget_pico, k.budget_period,
-k.tags, k.created_at, k.expires_at, k.revoked_at,
+k.key_id, k.name, k.team, k.role, k.models, k.providers, k.rpm, k.tpm, k.concurrency, b.limit_pico AS budget_pico,
+b.period AS budget_period, k.tags, k.created_at, k.expires_at, k.revoked_at,
 (SELECT hint FROM api_key_secrets s WHERE s.key_id = k.key_id ORDER BY s.created_at DESC LIMIT 1) AS hint
 """
-_SHOW: Final = f"SELECT {_COLUMNS} FROM api_keys k WHERE k.key_id = %s"  # noqa: S608 - constants
-_NAMED: Final = f"SELECT {_COLUMNS} FROM api_keys k WHERE k.name = %s AND k.revoked_at IS NULL LIMIT 2"  # noqa: S608
+_FROM: Final = """
+api_keys k LEFT JOIN LATERAL (
+    SELECT limit_pico, period FROM budgets WHERE scope = 'key:' || k.key_id ORDER BY created_at LIMIT 1
+) b ON true
+"""
+_SHOW: Final = f"SELECT {_COLUMNS} FROM {_FROM} WHERE k.key_id = %s"  # noqa: S608 - constants
+_NAMED: Final = f"SELECT {_COLUMNS} FROM {_FROM} WHERE k.name = %s AND k.revoked_at IS NULL LIMIT 2"  # noqa: S608
 _LIST: Final = f"""
-SELECT {_COLUMNS} FROM api_keys k
+SELECT {_COLUMNS} FROM {_FROM}
 WHERE (%(after)s::text IS NULL OR k.key_id > %(after)s) AND (%(team)s::text IS NULL OR k.team = %(team)s)
 ORDER BY k.key_id LIMIT %(limit)s
 """  # noqa: S608
 _INSERT: Final = """
-INSERT INTO api_keys (key_id, name, team, role, models, providers, rpm, tpm, concurrency, budget_pico, budget_period,
-                      tags, created_at, expires_at)
+INSERT INTO api_keys (key_id, name, team, role, models, providers, rpm, tpm, concurrency, tags, created_at,
+                      expires_at)
 VALUES (%(key_id)s, %(name)s, %(team)s, %(role)s, %(models)s, %(providers)s, %(rpm)s, %(tpm)s, %(concurrency)s,
-        %(budget_pico)s, %(budget_period)s, %(tags)s, %(created_at)s, %(expires_at)s)
+        %(tags)s, %(created_at)s, %(expires_at)s)
+"""
+_INSERT_BUDGET: Final = """
+INSERT INTO budgets (scope, period, limit_pico, created_at) VALUES (%s, %s, %s, %s)
 """
 _ADD_DIGEST: Final = "INSERT INTO api_key_secrets (digest, key_id, hint, created_at) VALUES (%s, %s, %s, %s)"
 _INSERT_TEAM: Final = "INSERT INTO teams (name, created_at) VALUES (%s, %s) ON CONFLICT DO NOTHING"
@@ -135,7 +140,7 @@ class PostgresApiKeys:
         version = self._version
         try:
             async with self._connections.transaction() as db:
-                row = await (await db.execute(_FIND, (digest,))).fetchone()
+                row = await (await db.execute(statement("find_key"), (digest,))).fetchone()
         except StoreUnavailableError:
             self._is_away = True
             raise
@@ -198,6 +203,9 @@ class KeyStore:
             if grant.team is not None:
                 team_created = (await db.execute(_INSERT_TEAM, (grant.team, now))).rowcount == 1
             await db.execute(_INSERT, _values(key_id, grant, now))
+            if grant.budget is not None and grant.period is not None:
+                budget = (scope_of_key(key_id), grant.period.value, grant.budget.pico, now)
+                await db.execute(_INSERT_BUDGET, budget)
             await db.execute(_ADD_DIGEST, (digest, key_id, hint, now))
             record = await _show(db, key_id)
         assert record is not None
@@ -241,16 +249,53 @@ async def _show(db: Connection, key_id: str) -> KeyRecord | None:
 
 
 def _principal(row: Mapping[str, Any]) -> Principal:
+    """A key's holder, with what its team adds: no more models and providers, common limits, budgets, tags."""
+    key_id, team = row["key_id"], row["team"]
+    names = {scope_of_key(key_id): f'key "{row["name"]}"', ORGANISATION: "organisation"}
+    limits = [RateLimits(scope=scope_of_key(key_id), name=names[scope_of_key(key_id)], **_rates(row, ""))]
+    if team is not None:
+        scope = scope_of_team(team)
+        names[scope] = f'team "{team}"'
+        limits.append(RateLimits(scope=scope, name=names[scope], **_rates(row, "team_")))
+    budgets = [
+        Budget(
+            budget_id=each["budget_id"],
+            scope=each["scope"],
+            name=names[each["scope"]],
+            period=Period(each["period"]),
+            limit=Money(int(each["limit_pico"])),
+            mode=BudgetMode(each["mode"]),
+            on_outage=OnOutage(each["on_outage"]),
+            alert_at=tuple(each["alert_at"]),
+            time_zone=row["time_zone"],
+        )
+        for each in row["budgets"]
+    ]
     return Principal(
-        key_id=row["key_id"],
+        key_id=key_id,
         key_name=row["name"],
-        team=row["team"],
+        team=team,
         role=Role(row["role"]),
-        models=None if row["models"] is None else frozenset(row["models"]),
-        providers=None if row["providers"] is None else frozenset(row["providers"]),
-        tags=row["tags"],
+        models=_both(row["models"], row["team_models"]),
+        providers=_both(row["providers"], row["team_providers"]),
+        tags={**(row["team_tags"] or {}), **row["tags"]},
         expires_at=row["expires_at"],
+        limits=tuple(each for each in limits if not each.are_none),
+        budgets=tuple(sorted(budgets, key=lambda budget: (list(names).index(budget.scope), budget.period))),
+        time_zone=row["time_zone"],
     )
+
+
+def _rates(row: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name: row[prefix + name] for name in ("rpm", "tpm", "concurrency")}
+
+
+def _both(own: Sequence[str] | None, team: Sequence[str] | None) -> frozenset[str] | None:
+    """What the key and its team both allow; None = all."""
+    if own is None or team is None:
+        allowed = own if team is None else team
+        return None if allowed is None else frozenset(allowed)
+    return frozenset(own) & frozenset(team)
 
 
 def _values(key_id: str, grant: KeyGrant, now: datetime) -> dict[str, object]:
@@ -264,8 +309,6 @@ def _values(key_id: str, grant: KeyGrant, now: datetime) -> dict[str, object]:
         "rpm": grant.rpm,
         "tpm": grant.tpm,
         "concurrency": grant.concurrency,
-        "budget_pico": None if grant.budget is None else grant.budget.pico,
-        "budget_period": None if grant.period is None else grant.period.value,
         "tags": Jsonb(dict(grant.tags)),
         "created_at": now,
         "expires_at": grant.expires_at,

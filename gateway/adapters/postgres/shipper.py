@@ -156,6 +156,7 @@ class Shipper:
         self._rows_added = 0
         self._records_set_aside = 0
         self._last_error: str | None = None
+        self._caught_up = asyncio.Event()
         self._woken = asyncio.Event()
         self._stopped = asyncio.Event()
         self._flushes: list[tuple[Place, asyncio.Future[None]]] = []
@@ -195,10 +196,16 @@ class Shipper:
             self._next_orphans = now + ORPHANS_SECONDS  # also when one of them cannot be read
             while (orphan := await asyncio.to_thread(self._outbox.orphan)) is not None:
                 await self._adopt(orphan)
+        self._caught_up.set()
         if now >= self._next_tidy:
             shipped = 0 if own is None else self._seen[own.journal_id][0]
             self._next_tidy = now + TIDY_SECONDS
             await asyncio.to_thread(self._outbox.tidy, self._clock.now(), shipped_segment=shipped)
+
+    async def caught_up(self) -> None:
+        """Returns once everything that was in the journals when this shipper started, those of the dead as well, is in
+        the database."""
+        await self._caught_up.wait()
 
     async def flush(self, timeout_seconds: float) -> bool:
         """Whether all that was durable at the time of the call is in the database; waits for it at most so long.
@@ -337,7 +344,7 @@ class Shipper:
         async with db.transaction(), db.cursor() as cursor:
             await self._hold(cursor, source.journal_id)
             if entries:
-                added = await _add_entries(cursor, entries)
+                added = await _add_entries(cursor, entries, source.journal_id)
             if plans:
                 await _add_plans(cursor, plans)
             for item, reason in unreadable:
@@ -452,14 +459,14 @@ async def _read_batch(source: Source, place: Place) -> tuple[list[Item], Place]:
         await asyncio.sleep(0)
 
 
-async def _add_entries(cursor: psycopg.AsyncCursor, entries: Sequence[LedgerEntry]) -> int:
+async def _add_entries(cursor: psycopg.AsyncCursor, entries: Sequence[LedgerEntry], journal_id: str) -> int:
     async with cursor.copy(_COPY) as copy:
         copy.set_types(LEDGER_TYPES)
         for number, entry in enumerate(entries, start=1):
             await copy.write_row(msgspec.structs.astuple(entry))
             if number % SLICE_ITEMS_MAX == 0:
                 await asyncio.sleep(0)
-    row = await (await cursor.execute(statement("ship_ledger"))).fetchone()
+    row = await (await cursor.execute(statement("ship_ledger"), {"journal_id": journal_id})).fetchone()
     assert row is not None
     return int(row[0])
 

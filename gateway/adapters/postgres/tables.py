@@ -20,12 +20,12 @@ _TYPES: Final[Mapping[str, str]] = {
     "is_final": "bool",
     "tags": "jsonb",
     "flags": "text[]",
-    **dict.fromkeys(("started_at", "finished_at"), "timestamptz"),
+    **dict.fromkeys(("started_at", "finished_at", "admitted_at"), "timestamptz"),
     **dict.fromkeys(
         ("attempt", "ttft_ms", "http_status", "input_tokens", "cached_tokens", "cache_write_tokens"), "int8"
     ),
     **dict.fromkeys(("output_tokens", "reasoning_tokens", "input_pico", "cached_pico", "cache_write_pico"), "int8"),
-    **dict.fromkeys(("output_pico", "fee_pico", "cost_pico", "list_pico"), "int8"),
+    **dict.fromkeys(("output_pico", "fee_pico", "cost_pico", "list_pico", "held_pico"), "int8"),
 }
 LEDGER_TYPES: Final[tuple[str, ...]] = tuple(_TYPES.get(name, "text") for name in LEDGER_COLUMNS)
 """What each column is sent as. int8 alone among the numbers refuses what does not fit."""

@@ -1,24 +1,25 @@
--- The staged rows that are new become ledger rows, and only those count in the roll-up (laws L4, L5). Answers how many.
--- The roll-up is updated in the order of its key, so that two shippers wait for each other and never lock up.
+-- The staged rows that are new become ledger rows, and only those count in the roll-up and in the postings that budgets
+-- are measured by (laws L4, L5, L6). Answers how many. The roll-up is updated in the order of its key, so that two
+-- shippers wait for each other and never lock up; postings are the journal's own.
 WITH added AS (
     INSERT INTO ledger (
         attempt_id, request_id, attempt, is_final, key_id, key_name, team, tags, surface, model, provider, account,
         upstream_model, served_model, upstream_request_id, started_at, finished_at, ttft_ms, status, http_status,
         error_type, usage_source, input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
         reasoning_source, price_id, input_pico, cached_pico, cache_write_pico, output_pico, fee_pico, cost_pico,
-        list_pico, flags, corrects
+        list_pico, flags, corrects, admitted_at, held_pico
     )
     SELECT
         attempt_id, request_id, attempt, is_final, key_id, key_name, team, tags, surface, model, provider, account,
         upstream_model, served_model, upstream_request_id, started_at, finished_at, ttft_ms, status, http_status,
         error_type, usage_source, input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
         reasoning_source, price_id, input_pico, cached_pico, cache_write_pico, output_pico, fee_pico, cost_pico,
-        list_pico, flags, corrects
+        list_pico, flags, corrects, admitted_at, held_pico
     FROM ledger_staging
     ON CONFLICT DO NOTHING
     RETURNING
         started_at, key_id, key_name, team, model, provider, account, tags, is_final, corrects, status, usage_source,
-        input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens, cost_pico
+        input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens, cost_pico, admitted_at
 ),
 summed AS (
     SELECT
@@ -65,5 +66,24 @@ rolled_up AS (
         cost_pico = r.cost_pico + excluded.cost_pico,
         estimated_cost_pico = r.estimated_cost_pico + excluded.estimated_cost_pico,
         failed_cost_pico = r.failed_cost_pico + excluded.failed_cost_pico
+),
+posted AS (
+    INSERT INTO budget_postings AS p (scope, day, journal_id, posted_pico, rows)
+    SELECT
+        scopes.scope,
+        (coalesce(admitted_at, started_at) AT TIME ZONE organisation.time_zone)::date AS day,
+        %(journal_id)s,
+        sum(cost_pico),
+        count(*)
+    FROM added
+    CROSS JOIN organisation
+    CROSS JOIN LATERAL (VALUES ('key:' || key_id), ('team:' || team), ('organisation')) AS scopes (scope)
+    WHERE scopes.scope IS NOT NULL
+    GROUP BY 1, 2
+    ORDER BY 1, 2
+    ON CONFLICT (scope, day, journal_id) DO UPDATE SET
+        posted_pico = p.posted_pico + excluded.posted_pico,
+        rows = p.rows + excluded.rows,
+        moved_at = clock_timestamp()
 )
 SELECT count(*) FROM added

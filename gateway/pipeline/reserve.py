@@ -1,0 +1,253 @@
+"""What a request may use is held before anything is bought: limits, every budget it falls under, and an account's room.
+
+All of it is taken in one step or nothing is. A limit or a budget without room is a refusal that explains itself; a
+provider account without room is waited for, in turn and for a bounded while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, assert_never
+
+from gateway.core.allowance import (
+    AccountsFull,
+    BudgetClaim,
+    Demand,
+    Exceeded,
+    Granted,
+    Limited,
+    Unknowable,
+)
+from gateway.core.budget import Budget, window_of
+from gateway.core.estimate import input_tokens_max, largest_cost, output_limit_affordable
+from gateway.core.exchange import NOTHING_RESERVED, Admitted, Candidate, Principal, Reservation
+from gateway.core.limits import LimitKind
+from gateway.core.money import ZERO, Money
+from gateway.core.refusal import Refusal, RefusalCode, RefusedError
+from gateway.pipeline.ports import Allowances
+from gateway.pipeline.turns import WAIT_SECONDS_MAX, QueueFullError, Ticket, Turns
+
+CLAMPED_TOKENS_MIN: Final = 256
+"""A budget that cannot bear an answer of so many tokens is exceeded, and does not shorten it further."""
+AGAIN_SECONDS_MAX: Final = 1.0
+"""Somebody asks again at least this often: other workers' requests end unseen."""
+FULL_WORDS: Final = {
+    LimitKind.REQUESTS: "its requests per minute are used up",
+    LimitKind.TOKENS: "its tokens per minute are used up",
+    LimitKind.CONCURRENCY: "as many requests are under way as it takes",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """A demand as it is at this moment, and the candidates that its accounts stand for, in the same order."""
+
+    demand: Demand
+    candidates: tuple[Candidate, ...]
+
+
+def demand_for(
+    request_id: str, principal: Principal, admitted: Admitted, candidates: Sequence[Candidate], now: datetime
+) -> Demand:
+    """What is asked for on behalf of a request that one of these candidates will serve: the dearest one's largest
+    cost, the estimated input and the longest output in tokens, and room at an account."""
+    request = admitted.request
+    output_limit = max(candidate.output_limit for candidate in candidates)
+    amount = amount_min = ZERO
+    if principal.budgets:
+        amount = dearest(admitted, candidates)
+        amount_min = dearest(admitted, candidates, output_limit_max=CLAMPED_TOKENS_MIN)
+    accounts = tuple(candidate.limits for candidate in candidates)
+    return Demand(
+        hold_id=request_id,
+        tokens=admitted.input_tokens + output_limit * request.n,
+        amount=amount,
+        amount_min=amount_min,
+        limits=principal.limits,
+        budgets=tuple(
+            BudgetClaim(budget, window_of(budget.scope, budget.period, now, budget.time_zone))
+            for budget in principal.budgets
+        ),
+        accounts=() if all(limits.are_none for limits in accounts) else accounts,
+    )
+
+
+def dearest(admitted: Admitted, candidates: Sequence[Candidate], *, output_limit_max: int | None = None) -> Money:
+    """What the request may cost at the most, whichever of the candidates answers."""
+    request = admitted.request
+    costs = [
+        largest_cost(
+            candidate.price,
+            input_tokens=input_tokens_max(request.input_bytes),
+            output_limit=candidate.output_limit
+            if output_limit_max is None
+            else min(candidate.output_limit, output_limit_max),
+            n=request.n,
+            cache_ttl=request.cache_ttl,
+        )
+        for candidate in candidates
+        if candidate.price is not None
+    ]
+    return max(costs, default=ZERO)
+
+
+def is_needed(demand: Demand) -> bool:
+    """Whether anything limits this request at all."""
+    return bool(demand.limits or demand.budgets or demand.accounts)
+
+
+async def reserve(
+    asking: Callable[[], Asking],
+    admitted: Admitted,
+    principal: Principal,
+    allowances: Allowances,
+    turns: Turns,
+    *,
+    wait_seconds_max: float = WAIT_SECONDS_MAX,
+) -> tuple[Reservation, Candidate]:
+    """The hold, and the candidate whose account has room; waits for one if it must. ``asking`` is asked anew before
+    each try and raises RefusedError where nobody could serve the request any more. Raises RefusedError."""
+    now = asking()
+    if not is_needed(now.demand):
+        return NOTHING_RESERVED, now.candidates[0]
+    group = admitted.model.name
+    waiting = _Waiting(turns, group, principal.key_id, wait_seconds_max)
+    if now.demand.accounts and turns.has_waiting(group):
+        await waiting.turn(again_after=AGAIN_SECONDS_MAX, why=None)
+    try:
+        while True:
+            now = asking()
+            verdict = await allowances.take(now.demand)
+            match verdict:
+                case Granted():
+                    return _reservation(verdict, now, admitted), now.candidates[verdict.account or 0]
+                case AccountsFull():
+                    await waiting.turn(again_after=verdict.retry_after_ms / 1000, why=(now, verdict))
+                case Limited():
+                    raise RefusedError(_limited(verdict))
+                case Exceeded():
+                    raise RefusedError(_exceeded(verdict))
+                case Unknowable():
+                    raise RefusedError(_unknowable(verdict.budget))
+                case _:
+                    assert_never(verdict)
+    finally:
+        if waiting.had_turn:
+            turns.wake(group)  # what this one did not need, or gave up, may be enough for the next
+
+
+class _Waiting:
+    """One request's waiting, from its first turn to its deadline."""
+
+    def __init__(self, turns: Turns, group: str, key_id: str, seconds_max: float) -> None:
+        self._turns = turns
+        self._group = group
+        self._ticket = Ticket(key_id)
+        self._deadline = asyncio.get_running_loop().time() + seconds_max
+        self.had_turn = False
+
+    async def turn(self, *, again_after: float, why: tuple[Asking, AccountsFull] | None) -> None:
+        """Waits for the next turn. Raises RefusedError when the queue is full or the deadline has passed."""
+        again_after = min(max(again_after, 0.001), AGAIN_SECONDS_MAX)
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                await self._turns.wait(self._group, self._ticket, again_after=again_after, again=self.had_turn)
+        except QueueFullError:
+            raise RefusedError(_overloaded("Too many requests wait for a provider account already.", why)) from None
+        except TimeoutError:
+            raise RefusedError(_overloaded("No provider account has had room in time.", why)) from None
+        self.had_turn = True
+
+
+def _reservation(granted: Granted, now: Asking, admitted: Admitted) -> Reservation:
+    demand, request = now.demand, admitted.request
+    shortened = None
+    if granted.clamped_by is not None:
+        shortened = min(
+            output_limit_affordable(
+                candidate.price,
+                granted.amount,
+                input_tokens=input_tokens_max(request.input_bytes),
+                n=request.n,
+                cache_ttl=request.cache_ttl,
+            )
+            for candidate in now.candidates
+            if candidate.price is not None
+        )
+    return Reservation(
+        is_held=True,
+        amount=granted.amount if demand.budgets else None,
+        output_limit_max=shortened,
+        clamped_by=granted.clamped_by,
+        rates=granted.rates,
+    )
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def _limited(verdict: Limited) -> Refusal:
+    name, wait = verdict.limits.name, -(-verdict.retry_after_ms // 1000)
+    match verdict.kind:
+        case LimitKind.REQUESTS:
+            message = f"The {name} may make {verdict.limit:,} requests per minute and has made them. Wait {wait} s."
+        case LimitKind.TOKENS if verdict.needed > verdict.limit:
+            message = (
+                f"The {name} may use {verdict.limit:,} tokens per minute; this request may use {verdict.needed:,}, "
+                "input and output limit together, and will never fit. Lower max_tokens."
+            )
+        case LimitKind.TOKENS:
+            message = (
+                f"The {name} may use {verdict.limit:,} tokens per minute; this request may use {verdict.needed:,}, "
+                f"input and output limit together. Wait {wait} s or lower max_tokens."
+            )
+        case LimitKind.CONCURRENCY:
+            message = f"The {name} has {verdict.limit:,} requests under way, as many as it may. Wait for one to end."
+        case _:
+            assert_never(verdict.kind)
+    return Refusal(
+        code=RefusalCode.RATE_LIMIT_EXCEEDED,
+        message=message,
+        retry_after=verdict.retry_after_ms / 1000,
+        rates=verdict.rates,
+    )
+
+
+def _exceeded(verdict: Exceeded) -> Refusal:
+    budget, window = verdict.claim
+    until = "" if window.ends_at is None else f" It is reset at {window.ends_at:%Y-%m-%dT%H:%M:%SZ}."
+    return Refusal(
+        code=RefusalCode.BUDGET_EXCEEDED,
+        message=(
+            f"The budget of the {budget.name}, ${budget.limit} {PERIOD_WORDS[budget.period.value]}, has "
+            f"${verdict.available} available; this request needs ${verdict.needed}.{until} "
+            "Lower max_tokens, or have the budget raised."
+        ),
+    )
+
+
+PERIOD_WORDS: Final = {"day": "a day", "week": "a week", "month": "a month", "total": "in total"}
+
+
+def _unknowable(budget: Budget) -> Refusal:
+    return Refusal(
+        code=RefusalCode.METERING_UNAVAILABLE,
+        message=f"What the {budget.name} has spent of its budget is not known just now, so nothing is bought. "
+        "Try again shortly.",
+        retry_after=2,
+    )
+
+
+def _overloaded(what: str, why: tuple[Asking, AccountsFull] | None) -> Refusal:
+    reasons, retry_after = "", AGAIN_SECONDS_MAX
+    if why is not None:
+        now, full = why
+        told = zip(now.candidates, full.kinds, strict=True)
+        reasons = " " + "; ".join(f"{each.provider} ({each.account}): {FULL_WORDS[kind]}" for each, kind in told) + "."
+        retry_after = full.retry_after_ms / 1000
+    return Refusal(
+        code=RefusalCode.OVERLOADED, message=f"{what}{reasons} Send the request again.", retry_after=retry_after
+    )
