@@ -170,7 +170,8 @@ class LocalAllowances:
         if windows:
             for key, told in (await self._balances.of(windows)).items():
                 for journal_id, balance in told.items():
-                    self.book.tell(key, journal_id, balance)
+                    if journal_id != self._windows.journal_id:  # nobody knows more of our own than we do
+                        self.book.tell(key, journal_id, balance)
 
     def tidy(self) -> None:
         """Forgets windows and minutes that are over. Every hold here has an owner in this process: none expires."""

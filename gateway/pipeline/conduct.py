@@ -210,7 +210,7 @@ class Conductor:
             return CLIENT_CLOSED
         finally:
             self.allowances.release(exchange.request_id, spending.tokens)
-            self.turns.wake(exchange.admitted.model.name)
+            self.turns.wake_all()  # an account serves several models
 
     async def _reserve(self, exchange: Exchange, watch: Watch) -> tuple[Exchange, Candidate, list[Candidate]]:
         """The exchange with what is held for it, its first candidate, and the others. Raises RefusedError, or
@@ -347,6 +347,7 @@ class Conductor:
             await self.journal.durable(position)
         except MeteringUnavailableError as error:
             self._void(this, intent, str(error))
+            self._post(exchange, ZERO)  # its row counts, like every other
             raise _unmetered(error) from None
         return intent
 
@@ -415,9 +416,7 @@ class Conductor:
     ) -> tuple[Candidate | None, Money | None]:
         """The candidate to try next, and what is held in all with it: None where retries are used up, nobody is well,
         or what is held, and can be held in addition, does not bear another attempt."""
-        budget = self.retry_budget.spend()
-        well = [] if budget is None else self._well(candidates)
-        if budget is None or not well:
+        if self.retry_budget.spend() is None or not (well := self._well(candidates)):
             return None, held
         chosen = well[0]
         if exchange.reservation.is_held:
@@ -428,7 +427,7 @@ class Conductor:
             chosen = well[verdict.account or 0]
             held = None if held is None else spent + verdict.amount
         self._claim(chosen, candidates)
-        self.retry_budget = budget
+        self.retry_budget = self.retry_budget.spend() or self.retry_budget  # others may have spent it meanwhile
         return chosen, held
 
     def _settle(
