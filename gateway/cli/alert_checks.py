@@ -67,4 +67,6 @@ def check_budgets(found: Examination, db: psycopg.Connection[Any], *, now: datet
         return
     more = f" and {len(full) - NAMED_MAX} more" if len(full) > NAMED_MAX else ""
     message = f"Used up: {', '.join(full[:NAMED_MAX])}{more}."
-    found.warn("budgets", message, "Raise them, or leave it: but for soft budgets, requests are refused until the window ends.")
+    found.warn(
+        "budgets", message, "Raise them, or leave it: but for soft budgets, requests are refused until the window ends."
+    )

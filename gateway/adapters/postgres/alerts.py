@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, time
 from typing import Any, Final
 
 import psycopg
@@ -23,7 +23,7 @@ import psycopg
 from gateway.adapters.postgres.connections import Connections
 from gateway.adapters.postgres.sql import statement
 from gateway.core.alert import TELL_SECONDS_MAX, Alert, retry_seconds
-from gateway.core.budget import BudgetMode, Period
+from gateway.core.budget import BudgetMode, Period, window_of, zone_of
 from gateway.core.money import Money
 from gateway.pipeline.ports import AlertTelemetry, AlertTeller, Clock, StoreUnavailableError
 
@@ -191,16 +191,20 @@ class AlertBook:
 
 
 def _alert(row: Mapping[str, Any]) -> Alert:
+    scope, period, time_zone = row["scope"], Period(row["period"]), row["time_zone"]
+    first_day = row["first_day"] or row["raised_at"].date()  # any day falls into the whole of time
+    noon = datetime.combine(first_day, time(12), zone_of(time_zone))
+    window = window_of(scope, period, noon, time_zone)
     return Alert(
         alert_id=row["alert_id"],
         budget_id=row["budget_id"],
-        scope=row["scope"],
+        scope=scope,
         name=row["name"],
-        period=Period(row["period"]),
+        period=period,
         mode=BudgetMode(row["mode"]),
         limit=Money(int(row["limit_pico"])),
-        begins_at=row["begins_at"],
-        ends_at=row["ends_at"],
+        begins_at=window.begins_at,
+        ends_at=window.ends_at,
         share=row["share"],
         spent=Money(int(row["spent_pico"])),
         raised_at=row["raised_at"],

@@ -7,6 +7,7 @@
 WITH today AS (
     SELECT time_zone, (%(now)s::timestamptz AT TIME ZONE time_zone)::date AS day
     FROM organisation
+    LIMIT 1 -- there is no other; now the planner knows, and reads only what is touched
 ),
 touched AS (
     SELECT scope, day FROM budget_postings WHERE moved_at > now() - %(seconds)s * interval '1 second'
@@ -65,7 +66,7 @@ spent AS (
     WHERE p.spent_pico > 0
 )
 INSERT INTO budget_alerts (
-    budget_id, scope, name, period, mode, limit_pico, first_day, begins_at, ends_at, share, spent_pico
+    budget_id, scope, name, period, mode, limit_pico, first_day, time_zone, share, spent_pico
 )
 SELECT
     spent.budget_id,
@@ -79,8 +80,7 @@ SELECT
     spent.mode,
     spent.limit_pico,
     spent.first_day,
-    spent.first_day::timestamp AT TIME ZONE today.time_zone,
-    spent.until_day::timestamp AT TIME ZONE today.time_zone,
+    today.time_zone,
     share,
     spent.spent_pico
 FROM spent
