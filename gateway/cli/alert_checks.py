@@ -17,6 +17,12 @@ UNTOLD_WARN: Final = "5 minutes"
 FORGOTTEN: Final = "7 days"
 NAMED_MAX: Final = 5
 
+PERIODS: Final = {
+    Period.DAY: "today",
+    Period.WEEK: "this week",
+    Period.MONTH: "this month",
+    Period.TOTAL: "in total",
+}
 _UNTOLD: Final = """
 SELECT count(*) AS untold, min(raised_at) AS since, (array_agg(last_error ORDER BY raised_at DESC)
     FILTER (WHERE last_error IS NOT NULL))[1] AS last_error
@@ -58,7 +64,7 @@ def check_budgets(found: Examination, db: psycopg.Connection[Any], *, now: datet
         for row in cursor.execute(statement("balances"), asked).fetchall():
             spent[row["key"]] = spent.get(row["key"], 0) + int(row["posted_pico"])
     full = [
-        f"{budget['scope']} (${Money(spent[window.key])} of ${Money(int(budget['limit_pico']))} {window.period.value})"
+        f"{window.scope} (${Money(spent[window.key])} of ${Money(int(budget['limit_pico']))} {PERIODS[window.period]})"
         for budget, window in zip(budgets, windows, strict=True)
         if spent.get(window.key, 0) >= budget["limit_pico"] and spent.get(window.key, 0) > 0
     ]

@@ -362,4 +362,3 @@ def test_a_look_at_which_nothing_moved_reads_no_table(database_url: str, db: psy
     assert "budget_postings_moved" in text, text
     assert "budgets_changed" in text, text
     assert not {"Seq Scan on budget_postings", "Seq Scan on budgets"} & set(re.findall(r"Seq Scan on \w+", text)), text
-    print(text)
