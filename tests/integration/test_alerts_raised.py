@@ -222,6 +222,27 @@ def test_a_look_after_an_outage_goes_back_to_the_last_one(database_url: str, db:
     with_book(database_url, scenario, clock)
 
 
+def test_what_was_committed_late_is_seen_within_a_minute(database_url: str, db: psycopg.Connection) -> None:
+    """A posting is dated when it is made, and other workers see it when its transaction is over."""
+    add_budget(db, "team:blue", "10")
+    clock = StillClock()
+
+    async def scenario(worker: AlertBook) -> None:
+        assert await worker.raise_passed() == []
+        with psycopg.connect(database_url) as shipper:
+            post(shipper, "team:blue", "12")
+            clock.seconds += 2.0
+            assert await worker.raise_passed() == []
+            shipper.commit()
+        look_back(db, "40 seconds")
+        clock.seconds += 2.0
+        assert await worker.raise_passed() == []
+        clock.seconds += 58.0
+        assert await worker.raise_passed() == [80, 100]
+
+    with_book(database_url, scenario, clock)
+
+
 def test_what_is_posted_after_midnight_for_the_day_before_is_told(database_url: str, db: psycopg.Connection) -> None:
     """A request of 23:59 is settled later; but what happened the day before that is no news."""
     add_budget(db, "team:late", "10", "day", alert_at=[100])

@@ -30,8 +30,11 @@ from gateway.pipeline.ports import AlertTelemetry, AlertTeller, Clock, StoreUnav
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_SECONDS: Final = 2.0
-OVERLAP_SECONDS: Final = 65.0
-"""A posting is looked for at least this long after it was made: its transaction may commit late."""
+OVERLAP_SECONDS: Final = 5.0
+"""A posting is looked for again for so long, because its transaction commits a moment later."""
+WIDE_EVERY_SECONDS: Final = 60.0
+WIDE_OVERLAP_SECONDS: Final = 65.0
+"""Once a minute for so long: no statement of the shipper's transaction, and no pause in it, is longer."""
 FIRST_LOOK_SECONDS: Final = 86_400.0
 """What moved in the last day may have moved while nobody was looking."""
 LEASE_SECONDS: Final = 60.0
@@ -75,6 +78,7 @@ class AlertBook:
         self._clock = clock
         self._chance = chance
         self._looked_at: float | None = None
+        self._looked_wide_at: float | None = None
         self._raised = asyncio.Event()
         self._is_away = False
 
@@ -97,14 +101,13 @@ class AlertBook:
         """Raises an alert for each share that was passed since the last look; answers the shares. Raises
         StoreUnavailableError."""
         now = self._clock.monotonic()
-        asked = {
-            "now": self._clock.now(),
-            "all": self._looked_at is None,
-            "seconds": FIRST_LOOK_SECONDS if self._looked_at is None else now - self._looked_at + OVERLAP_SECONDS,
-        }
+        is_wide, seconds = self._look_back(now)
+        asked = {"now": self._clock.now(), "all": self._looked_at is None, "seconds": seconds}
         async with self._connections.transaction() as db:
             rows = await (await db.execute(statement("raise_alerts"), asked)).fetchall()
         self._looked_at = now
+        if is_wide:
+            self._looked_wide_at = now
         for row in rows:
             self._telemetry.alert_raised(row["share"])
         if rows:
@@ -146,6 +149,14 @@ class AlertBook:
 
     async def close(self) -> None:
         await self._connections.close()
+
+    def _look_back(self, now: float) -> tuple[bool, float]:
+        """Whether this look is a wide one, and for how many seconds it goes back."""
+        if self._looked_at is None or self._looked_wide_at is None:
+            return True, FIRST_LOOK_SECONDS
+        if now - self._looked_wide_at >= WIDE_EVERY_SECONDS:
+            return True, now - self._looked_wide_at + WIDE_OVERLAP_SECONDS
+        return False, now - self._looked_at + OVERLAP_SECONDS
 
     async def _failed(self, alert_id: str, tries: int, error: str) -> None:
         asked = {
