@@ -10,11 +10,28 @@ import psycopg
 
 from gateway.adapters.postgres.alerts import AlertBook
 from gateway.core.alert import Alert
+from gateway.core.budget import BudgetMode, Period
 from gateway.core.money import Money
 from gateway.pipeline.ports import AlertTeller
 
 NOON = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
 DAY = NOON.date()
+
+
+ALERT = Alert(
+    alert_id="alert_1",
+    budget_id="budget_1",
+    scope="team:blue",
+    name='team "blue"',
+    period=Period.TOTAL,
+    mode=BudgetMode.STRICT,
+    limit=Money.from_usd("10"),
+    begins_at=None,
+    ends_at=None,
+    share=100,
+    spent=Money.from_usd("12"),
+    raised_at=NOON,
+)
 
 
 class StillClock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -20,7 +21,7 @@ from gateway.adapters.clock import SystemClock
 from gateway.adapters.postgres.alerts import AlertBook
 from gateway.adapters.telemetry import PrometheusTelemetry
 from gateway.adapters.webhook import LogTeller, WebhookTeller
-from tests.integration.alerting import Counts, Notebook, StillClock, add_budget, alerts, book, post
+from tests.integration.alerting import ALERT, Counts, Notebook, StillClock, add_budget, alerts, book, post
 from tests.integration.receiver import Receiver, receiving, status, without_end
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
@@ -127,6 +128,23 @@ async def test_a_receiver_that_does_not_answer_is_left(
             assert await worker.tell_next()
         await worker.close()
     assert alerts(db, "last_error, delivered_at") == [("no answer within 0.2 s", None)]
+
+
+async def test_a_receiver_that_answers_a_byte_at_a_time_is_left(anyio_backend: str) -> None:
+    """The deadline is for the whole head of the answer, not for each of its bytes."""
+
+    async def trickle(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nx-long: ")
+        with contextlib.suppress(ConnectionError):
+            while not writer.is_closing():
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+
+    server = await asyncio.start_server(trickle, "127.0.0.1", 0)
+    async with server, asyncio.timeout(WAIT_SECONDS_MAX):
+        receiver = Receiver(url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+        assert await webhook(receiver, seconds_max=0.3).tell(ALERT) == "no answer within 0.3 s"
 
 
 async def test_an_answer_without_end_is_not_read(anyio_backend: str, database_url: str, db: psycopg.Connection) -> None:
