@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
 import json
@@ -133,18 +132,24 @@ async def test_a_receiver_that_does_not_answer_is_left(
 async def test_a_receiver_that_answers_a_byte_at_a_time_is_left(anyio_backend: str) -> None:
     """The deadline is for the whole head of the answer, not for each of its bytes."""
 
+    ended = asyncio.Event()
+
     async def trickle(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nx-long: ")
-        with contextlib.suppress(ConnectionError):
-            while not writer.is_closing():
+        try:
+            while True:
                 writer.write(b"x")
                 await writer.drain()
                 await asyncio.sleep(0.02)
+        except ConnectionError:
+            writer.close()
+            ended.set()
 
     server = await asyncio.start_server(trickle, "127.0.0.1", 0)
     async with server, asyncio.timeout(WAIT_SECONDS_MAX):
         receiver = Receiver(url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
         assert await webhook(receiver, seconds_max=0.3).tell(ALERT) == "no answer within 0.3 s"
+        await ended.wait()
 
 
 async def test_an_answer_without_end_is_not_read(anyio_backend: str, database_url: str, db: psycopg.Connection) -> None:
