@@ -28,6 +28,7 @@ from gateway.adapters.clock import SystemClock, TimeOrderedIds
 from gateway.adapters.health import MemoryHealthBook
 from gateway.adapters.journal import JournalWriter, journal_id
 from gateway.adapters.journal.outbox import Outbox
+from gateway.adapters.postgres.alerts import AlertBook
 from gateway.adapters.postgres.balances import PostgresBalances
 from gateway.adapters.postgres.keys import KeyStore, PostgresApiKeys
 from gateway.adapters.postgres.reports import Reports
@@ -35,6 +36,7 @@ from gateway.adapters.postgres.schema import DatabaseAwayError, migrate, require
 from gateway.adapters.postgres.shipper import Shipper
 from gateway.adapters.telemetry import PrometheusTelemetry
 from gateway.adapters.upstream.aiohttp_client import AiohttpUpstreams
+from gateway.adapters.webhook import LogTeller, WebhookTeller
 from gateway.catalog import CatalogError, Loaded, load
 from gateway.core.failure import Failure, FailureClass
 from gateway.http.admin import admin_routes
@@ -43,6 +45,7 @@ from gateway.http.protocol import BoundedHttpProtocol
 from gateway.http.services import BadConfigurationError, Readiness, Services
 from gateway.pipeline.conduct import Conductor, Configuration
 from gateway.pipeline.experience import Experience
+from gateway.pipeline.ports import AlertTeller, Clock
 from gateway.settings import Settings, SettingsError, admin_token, environment, read_secret
 
 LOGGER: Final = logging.getLogger("gateway")
@@ -84,6 +87,8 @@ class Gateway:
         self.balances = PostgresBalances(database_url)
         self.allowances = LocalAllowances(journal_name, self.balances, clock=clock, caught_up=self.shipper.caught_up)
         self.telemetry = PrometheusTelemetry()
+        teller = alert_teller(settings, clock)
+        self.alerts = AlertBook(database_url, teller, self.telemetry, clock=clock, chance=random.random)
         self.health = MemoryHealthBook(clock, random.random)
         self.upstreams = AiohttpUpstreams(credentials, user_agent=f"kimi-gateway/{__version__}")
         self.clock = clock
@@ -154,6 +159,7 @@ class Gateway:
                 asyncio.create_task(self._keep_up(self.shipper.run), name="shipper"),
                 asyncio.create_task(self._keep_up(self.keys.run), name="keys"),
                 asyncio.create_task(self._keep_up(self.allowances.run), name="allowances"),
+                asyncio.create_task(self._keep_up(self.alerts.run), name="alerts"),
             ]
             try:
                 yield
@@ -324,6 +330,14 @@ def configure(
                 where = f"set {reference.env}" if reference.env is not None else f"write it to {reference.file}"
                 LOGGER.warning("%s (%s) has no credential and is not routable: %s", card.name, account.name, where)
     return Configuration(catalogue=loaded.catalogue, usable_accounts=frozenset(usable)), credentials
+
+
+def alert_teller(settings: Settings, clock: Clock) -> AlertTeller:
+    """Whoever is told of budget alerts: the address in the settings, else the log."""
+    url, secret = settings.alert_webhook_url, settings.alert_webhook_secret
+    if url is None or secret is None:
+        return LogTeller()
+    return WebhookTeller(url, secret, clock=clock, user_agent=f"kimi-gateway/{__version__}")
 
 
 def spare_the_collector() -> None:

@@ -18,7 +18,7 @@ SECONDS_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 
 
 class PrometheusTelemetry:
-    """Implements the Telemetry port."""
+    """Implements the Telemetry and AlertTelemetry ports."""
 
     METRICS_TYPE: Final = CONTENT_TYPE_LATEST
 
@@ -69,6 +69,15 @@ class PrometheusTelemetry:
             registry=self.registry,
         )
         self._defects = Counter("gateway_defects", "Errors in the gateway's own code.", registry=self.registry)
+        self._alerts = Counter(
+            "gateway_budget_alerts", "Budget alerts raised by this process.", ("share",), registry=self.registry
+        )
+        self._deliveries = Counter(
+            "gateway_budget_alert_deliveries",
+            "Tries to tell a budget alert by how they ended.",
+            ("by", "outcome"),
+            registry=self.registry,
+        )
         self.open_exchanges = Gauge("gateway_open_exchanges", "Exchanges now open.", registry=self.registry)
         self.journal_backlog = Gauge(
             "gateway_journal_backlog_bytes", "Journal bytes not yet in PostgreSQL.", registry=self.registry
@@ -138,6 +147,12 @@ class PrometheusTelemetry:
                 }
             },
         )
+
+    def alert_raised(self, share: int) -> None:
+        self._counter(self._alerts, str(share)).inc()
+
+    def alert_told(self, *, by: str, outcome: str) -> None:
+        self._counter(self._deliveries, by, outcome).inc()
 
     def render(self) -> bytes:
         """The text exposition."""

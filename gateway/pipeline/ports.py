@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from gateway.core.alert import Alert
 from gateway.core.allowance import Balance, Demand, Posting, Verdict
 from gateway.core.budget import BudgetWindow
 from gateway.core.catalogue import Timeouts
@@ -204,6 +205,27 @@ class Telemetry(Protocol):
     def exchange_ended(
         self, *, request_id: str, key_id: str, model: str, surface: str, status: int, seconds: float
     ) -> None: ...
+
+
+class AlertTeller(Protocol):
+    """Whoever is told of budget alerts. ``name`` is written beside an alert that has arrived."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def tell(self, alert: Alert) -> str | None:
+        """None when it has arrived; else why not, without a secret. Has a deadline, and never raises."""
+        ...
+
+
+class AlertTelemetry(Protocol):
+    """What operators see of budget alerts. Never blocks, never raises."""
+
+    def alert_raised(self, share: int) -> None: ...
+
+    def alert_told(self, *, by: str, outcome: str) -> None:
+        """A try to tell ended: ``delivered``, ``failed``, or ``given_up`` when it was the last one."""
+        ...
 
 
 class KeyAdministration(Protocol):
