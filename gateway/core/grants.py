@@ -1,7 +1,7 @@
 """Nobody grants more than they have, and nobody more than the team allows its keys.
 
-Who asks for more learns the field, what was asked, and what is allowed. An administrator with a team is a tenant: other teams do not exist for it, and what binds its own team it may only
-tighten.
+Who asks for more learns the field, what was asked, and what is allowed. An administrator with a team is a tenant:
+other teams do not exist for it, and what binds its own team it may only tighten.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gateway.core.exchange import Principal, Role
 from gateway.core.fields import FieldError
 from gateway.core.keys import KeyGrant
 from gateway.core.limits import NO_LIMITS
-from gateway.core.teams import KEY_CEILINGS, RATES, TeamTerms
+from gateway.core.teams import KEY_CEILINGS, LIMITS, RATES, TeamTerms
 
 _LISTS: Final = ("models", "providers")
 _RANK: Final = {Role.INFERENCE: 0, Role.FINANCE: 1, Role.ADMIN: 2}
@@ -102,7 +102,7 @@ def check_key(by: Administrator, grant: KeyGrant, team: TeamTerms | None, *, bef
 def check_team_terms(by: Administrator, terms: TeamTerms, before: TeamTerms | None) -> None:
     """Refuses to loosen what binds a team beyond the grantor's own rights, and at all to who belongs to it. A new
     team's silence grants nothing: every key in it is looked at. Raises NotGrantedError."""
-    for name in (*_LISTS, *RATES, *KEY_CEILINGS):
+    for name in (*_LISTS, *LIMITS):
         asked, was = getattr(terms, name), None if before is None else getattr(before, name)
         if asked == was or _is_no_more(asked, was):
             continue
@@ -170,7 +170,7 @@ def _check_ceilings(grant: KeyGrant, team: TeamTerms, changed: Collection[str]) 
 
 def _check_own(by: Administrator, asked: KeyGrant | TeamTerms, names: Iterable[str]) -> None:
     for name in names:
-        value, own = getattr(asked, name), getattr(by, name.removeprefix("key_max_"))
+        value, own = getattr(asked, name), getattr(by, name.removeprefix("key_default_").removeprefix("key_max_"))
         if not _is_no_more(value, own):
             raise _too_much(name, _shown(value), f"your own key has {_shown(own)}")
 

@@ -13,7 +13,7 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from gateway.core import api_key
 from gateway.core.fields import parse_grace
 from gateway.core.keys import check_grant, key_change, key_json
-from gateway.http.admin.answers import PAGE_MAX, changed, checked, found, given, invalid, page, stored
+from gateway.http.admin.answers import FLUSH_SECONDS, PAGE_MAX, changed, checked, found, given, invalid, page, stored
 from gateway.http.admin.guards import readers, who, writers
 from gateway.http.services import Services
 
@@ -85,6 +85,7 @@ def _reading(services: Services) -> list[HTTPRouteHandler]:
 
     @get("/keys/{key_id:str}", summary="Show a virtual key and what is spent of its budgets", guards=readers(services))
     async def show_key(request: Asked, key_id: FromPath[str]) -> dict[str, object]:
+        await services.flush(FLUSH_SECONDS)
         return key_json(found(await stored(store.show(key_id, team=who(request).team)), key_id))
 
     return [list_keys, show_key]

@@ -10,7 +10,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from gateway.core.teams import check_team, team_change, team_json
-from gateway.http.admin.answers import PAGE_MAX, changed, checked, found, given, page, stored
+from gateway.http.admin.answers import FLUSH_SECONDS, PAGE_MAX, changed, checked, found, given, page, stored
 from gateway.http.admin.guards import readers, who, writers
 from gateway.http.services import Services
 
@@ -84,6 +84,7 @@ def _reading(services: Services) -> list[HTTPRouteHandler]:
     async def show_team(request: Asked, name: FromPath[str]) -> dict[str, object]:
         asked = name.removeprefix("/")
         is_hidden = who(request).team not in (None, asked)
+        await services.flush(FLUSH_SECONDS)
         return team_json(found(None if is_hidden else await stored(store.show(asked)), asked))
 
     return [list_teams, show_team]
