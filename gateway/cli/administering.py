@@ -112,7 +112,7 @@ def text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(text, value))
     if isinstance(value, Mapping):
-        if "limit" in value and "period" in value:
+        if "spent" in value:
             return f"{value['spent']} of {value['limit']} USD per {value['period']} ({value['mode']})"
         return ", ".join(f"{name}={each}" for name, each in value.items())
     return str(value)

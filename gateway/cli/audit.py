@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
-from gateway.cli.administering import ask, tell_all
+from gateway.cli.administering import ask, tell_all, text
 from gateway.cli.common import JSON, expected_errors, fail, print_json
 from gateway.core.audit import entry_json
 
-LISTED = ("id", "at", "actor", "action", "target", "team", "before", "after")
+LISTED = ("id", "at", "actor", "action", "target", "team", "change")
 
 
 @click.group()
@@ -30,7 +32,15 @@ def audit() -> None:
 def list_entries(action: str | None, target: str | None, limit: int, before: int | None, *, as_json: bool) -> None:
     """List changes, newest first."""
     found = ask(lambda to: to.audit.list_entries(before=before, limit=limit, action=action, target=target))
-    tell_all([entry_json(entry) for entry in found], LISTED, as_json=as_json)
+    rows = [entry_json(entry) for entry in found]
+    tell_all(rows if as_json else [{**row, "change": _change(row)} for row in rows], LISTED, as_json=as_json)
+
+
+def _change(row: Mapping[str, Any]) -> str:
+    """What is not what it was, field by field."""
+    before, after = row["before"] or {}, row["after"] or {}
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return ", ".join(f"{name}: {text(before.get(name))} → {text(after.get(name))}" for name in names)
 
 
 @audit.command("verify")

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Final, Protocol
 
 from gateway.core.budget import ALERT_AT, ORGANISATION, BudgetMode, OnOutage, Period, scope_of_key, scope_of_team
-from gateway.core.fields import FieldError, check_amount, check_choice, check_shares
+from gateway.core.fields import FieldError, check_amount, check_choice, check_name, check_shares
 from gateway.core.money import ZERO, Money, decimal_text
 
 # A window of the period on the left lies within a single window of each on the right.
@@ -81,8 +81,8 @@ def scope_of(*, key: str | None = None, team: str | None = None, organisation: b
     if (key is not None) + (team is not None) + organisation != 1:
         raise FieldError("scope", "name one of key, team and organisation.")
     if key is not None:
-        return scope_of_key(key)
-    return ORGANISATION if team is None else scope_of_team(team)
+        return scope_of_key(check_name("key", key))
+    return ORGANISATION if team is None else scope_of_team(check_name("team", team))
 
 
 def check_budget(

@@ -43,8 +43,8 @@ def test_existing_budgets_survive_both_ways(before: psycopg.Connection, postgres
     terms = ("strict", "refuse", [80, 100])
     assert before.execute(BUDGETS).fetchall() == [("key:k", "month", 7, *terms), ("team:blue", "week", 5, *terms)]
     before.execute(
-        "INSERT INTO budgets (scope, period, limit_pico, created_at) VALUES ('key:k', 'day', 1, now() + interval '1s'), "
-        "('organisation', 'month', 9, now())"
+        "INSERT INTO budgets (scope, period, limit_pico, created_at) "
+        "VALUES ('key:k', 'day', 1, now() + interval '1s'), ('organisation', 'month', 9, now())"
     )
     downgrade(postgres_url, "0001")
     assert (before.execute(KEYS).fetchall(), before.execute(TEAMS).fetchall()) == below
