@@ -28,9 +28,10 @@ from gateway.adapters.clock import SystemClock, TimeOrderedIds
 from gateway.adapters.health import MemoryHealthBook
 from gateway.adapters.journal import JournalWriter, journal_id
 from gateway.adapters.journal.outbox import Outbox
+from gateway.adapters.postgres.administration import PostgresAdministration
 from gateway.adapters.postgres.alerts import AlertBook
 from gateway.adapters.postgres.balances import PostgresBalances
-from gateway.adapters.postgres.keys import KeyStore, PostgresApiKeys
+from gateway.adapters.postgres.keys import PostgresApiKeys
 from gateway.adapters.postgres.reports import Reports
 from gateway.adapters.postgres.schema import DatabaseAwayError, migrate, require_current
 from gateway.adapters.postgres.shipper import Shipper
@@ -39,13 +40,14 @@ from gateway.adapters.upstream.aiohttp_client import AiohttpUpstreams
 from gateway.adapters.webhook import LogTeller, WebhookTeller
 from gateway.catalog import CatalogError, Loaded, load
 from gateway.core.failure import Failure, FailureClass
+from gateway.core.grants import SIGNAL, Administrator
 from gateway.http.admin import admin_routes
 from gateway.http.application import create_application
 from gateway.http.protocol import BoundedHttpProtocol
 from gateway.http.services import BadConfigurationError, Readiness, Services
 from gateway.pipeline.conduct import Conductor, Configuration
 from gateway.pipeline.experience import Experience
-from gateway.pipeline.ports import AlertTeller, Clock
+from gateway.pipeline.ports import AlertTeller, Clock, StoreUnavailableError
 from gateway.settings import Settings, SettingsError, admin_token, environment, read_secret
 
 LOGGER: Final = logging.getLogger("gateway")
@@ -82,7 +84,7 @@ class Gateway:
         outbox = Outbox(settings.data_dir, self.journal)
         self.shipper = Shipper(database_url, outbox, clock=clock, chance=random.random)
         self.keys = PostgresApiKeys(database_url, clock=clock)
-        self.key_store = KeyStore(database_url, clock=clock)
+        self.administration = PostgresAdministration(database_url, clock=clock)
         self.reports = Reports(database_url)
         self.balances = PostgresBalances(database_url)
         self.allowances = LocalAllowances(journal_name, self.balances, clock=clock, caught_up=self.shipper.caught_up)
@@ -107,7 +109,7 @@ class Gateway:
         self.services = Services(
             conductor=self.conductor,
             admin_token=token,
-            keys=self.key_store,
+            administration=self.administration,
             keys_changed=self.keys.refresh,
             reports=self.reports,
             readiness=self.readiness,
@@ -152,7 +154,7 @@ class Gateway:
         self.loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(self._reload_told()))
         async with AsyncExitStack() as stack:
             stack.callback(self.journal.close)
-            for closing in (self.upstreams.close, self.key_store.close, self.reports.close, self.balances.close):
+            for closing in (self.upstreams.close, self.administration.close, self.reports.close, self.balances.close):
                 stack.push_async_callback(closing)
             self.journal.on_durable(self.shipper.wake)
             background = [
@@ -205,23 +207,28 @@ class Gateway:
         for watch in self.services.exchanges.watches():
             watch.interrupt(failure)
 
-    async def reload(self) -> dict[str, object]:
-        """Reads the configuration again; a bad one raises BadConfigurationError and leaves the running one in force."""
+    async def reload(self, by: Administrator) -> dict[str, object]:
+        """Reads the configuration again; a bad one raises BadConfigurationError and leaves the running one in force.
+        The audit has it if the database is there."""
         try:
             loaded = await asyncio.to_thread(load, self.settings.config_dir, now=self.clock.now())
             configuration, credentials = configure(self.settings, loaded, self._environ)
         except (CatalogError, SettingsError, OSError) as error:
             raise BadConfigurationError(str(error)) from None
+        before = {"digest": self.conductor.configuration.catalogue.digest}
         self.upstreams.credentials = credentials
         self.conductor.configuration = configuration
         tell_findings(loaded)
         LOGGER.info("configuration reloaded", extra={"fields": {"digest": loaded.catalogue.digest}})
+        with contextlib.suppress(StoreUnavailableError):
+            after = {"digest": loaded.catalogue.digest}
+            await self.administration.audit.record("config.reload", "config", before=before, after=after, by=by)
         warnings = [str(finding) for finding in loaded.findings]
         return {"digest": loaded.catalogue.digest, "warnings": warnings}
 
     async def _reload_told(self) -> None:
         try:
-            await self.reload()
+            await self.reload(SIGNAL)
         except BadConfigurationError as error:
             LOGGER.error("configuration not reloaded; the running one stays in force: %s", error)  # noqa: TRY400
 
