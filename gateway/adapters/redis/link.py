@@ -60,7 +60,7 @@ class Link(asyncio.Protocol):
             raise
         return link
 
-    async def _connect(self, where: Any) -> None:  # noqa: ANN401 - the driver's own mapping
+    async def _connect(self, where: Any) -> None:
         if "path" in where:
             await self._loop.create_unix_connection(lambda: self, where["path"])
             return
@@ -69,7 +69,7 @@ class Link(asyncio.Protocol):
             lambda: self, where.get("host", "localhost"), where.get("port", 6379), ssl=context
         )
 
-    async def _introduce(self, where: Any) -> None:  # noqa: ANN401
+    async def _introduce(self, where: Any) -> None:
         if where.get("password") is not None:
             credentials = [where["username"]] if where.get("username") else []
             await self.send("AUTH", *credentials, where["password"])
@@ -162,7 +162,7 @@ def _reply_error(text: str) -> Exception:
     return hiredis.ReplyError(text)
 
 
-def _tls(where: Any) -> ssl.SSLContext:  # noqa: ANN401
+def _tls(where: Any) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=where.get("ssl_ca_certs"))
     if where.get("ssl_certfile"):
         context.load_cert_chain(where["ssl_certfile"], where.get("ssl_keyfile"))

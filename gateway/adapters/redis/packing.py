@@ -25,7 +25,7 @@ from gateway.core.budget import BudgetMode, BudgetWindow
 from gateway.core.limits import NO_RATES, LimitKind, RateLimits, RateState, RateStates
 from gateway.core.money import PICO_PER_USD, ZERO, Money
 
-UNKNOWN_TOKENS: Final = -1
+TOLD_BALANCES, TOLD_COST, TOLD_END, TOLD_HOLD, TOLD_OPEN = range(1, 6)
 _MODES: Final = {BudgetMode.STRICT: 0, BudgetMode.CLAMP: 1, BudgetMode.SOFT: 2}
 _KINDS: Final = (LimitKind.REQUESTS, LimitKind.TOKENS, LimitKind.CONCURRENCY)
 _GRANTED, _LIMITED, _EXCEEDED, _FULL, _UNOPENED, _CLOSED, _REFUSED, _KNOWN = range(8)
@@ -153,20 +153,20 @@ def told_balances(window: BudgetWindow, balances: Mapping[str, Balance], *, open
     told = [
         (journal, *divmod(balance.posted, PICO_PER_USD), balance.rows) for journal, balance in sorted(balances.items())
     ]
-    return (5 if opens else 1, window.key, ends_ms(window), told)
+    return (TOLD_OPEN if opens else TOLD_BALANCES, window.key, ends_ms(window), told)
 
 
 def told_cost(hold_id: str, cost: int) -> tuple[Any, ...]:
-    return (2, hold_id, *divmod(cost, PICO_PER_USD))
+    return (TOLD_COST, hold_id, *divmod(cost, PICO_PER_USD))
 
 
 def told_end(hold_id: str, tokens: int) -> tuple[Any, ...]:
-    return (3, hold_id, tokens)
+    return (TOLD_END, hold_id, tokens)
 
 
 def told_hold(hold_id: str, hold: OpenHold) -> tuple[Any, ...]:
     return (
-        4,
+        TOLD_HOLD,
         hold_id,
         *divmod(hold.amount, PICO_PER_USD),
         hold.tokens,
@@ -184,7 +184,9 @@ def figures_of(answer: Sequence[Any], windows: Iterable[BudgetWindow]) -> dict[s
             is_open=found[0] == 1,
             spent=_pico(found, 1),
             held=_pico(found, 3),
-            balances={journal: Balance(dollars * PICO_PER_USD + pico, rows) for journal, dollars, pico, rows in found[5]},
+            balances={
+                journal: Balance(dollars * PICO_PER_USD + pico, rows) for journal, dollars, pico, rows in found[5]
+            },
         )
         for window, found in zip(windows, answer[1:], strict=True)
     }

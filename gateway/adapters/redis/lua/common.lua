@@ -10,6 +10,7 @@
 local PICO = 1000000000000
 local LEASE_MS = 60000
 local DAY_MS = 86400000
+local WORKER_KEPT_MS = 3600000
 local UNDATED_MS = 35 * DAY_MS
 local REFUSED = cmsgpack.pack({6})
 

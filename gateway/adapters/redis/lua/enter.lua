@@ -3,7 +3,6 @@
 --
 -- Payload: {run of the server, least number, session}. Answer: {number, when it was founded, 1 if it is open}.
 
-local WORKER_KEPT_MS = 3600000
 
 local found = redis.call('HMGET', KEYS[1], 'number', 'run', 'founded', 'open')
 local current = tonumber(found[1]) or 0

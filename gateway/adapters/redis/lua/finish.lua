@@ -3,7 +3,6 @@
 --
 -- Payload: {session, holds}.
 
-local WORKER_KEPT_MS = 3600000
 
 if not is_member then
   return REFUSED

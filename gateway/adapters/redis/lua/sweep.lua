@@ -1,7 +1,6 @@
 -- Releases holds whose lease is over, whoever took them, at most so many at once; the caller is alive. Answers their
 -- identities.
 
-local WORKER_KEPT_MS = 3600000
 
 if not is_member then
   return REFUSED
