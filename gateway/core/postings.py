@@ -17,9 +17,9 @@ from gateway.core.budget import BudgetMode, BudgetWindow, OnOutage
 MOVED_EVERY_SECONDS: Final = 2.0
 MOVED_OVERLAP_SECONDS: Final = 65.0
 """A posting is looked for at least this long after it was made: its transaction may commit late."""
-FIRST_WORD_SECONDS_MAX: Final = 10.0
-"""How long a window waits for what the database has posted in it."""
 KEEP_AFTER_END: Final = timedelta(hours=1)
+MERGE_AFTER: Final = timedelta(days=40)
+"""Days that lie back further are in no window but the whole of time."""
 
 
 class OwnPostings:
@@ -40,6 +40,15 @@ class OwnPostings:
         else:
             posted[0] += cost
             posted[1] += 1
+
+    def merge_before(self, day: date) -> None:
+        """Days before this one become one, which counts in the whole of time only."""
+        for days in self._days.values():
+            for old in [each for each in days if date.min < each < day]:
+                cost, rows = days.pop(old)
+                merged = days.setdefault(date.min, [0, 0])
+                merged[0] += cost
+                merged[1] += rows
 
     def of(self, window: BudgetWindow) -> Balance:
         """The sum of the window's days."""
@@ -92,20 +101,21 @@ class KnownWindows:
     def posted(self, window_key: str) -> Balance:
         return self._posted.get(window_key, NOTHING_POSTED)
 
-    def forget_ended(self, now: datetime) -> list[str]:
-        """Windows that ended a while ago are not known any more."""
-        ended = [
+    def ended(self, now: datetime) -> list[BudgetWindow]:
+        """Those that ended a while ago."""
+        return [
             window
             for windows in self._by_scope.values()
             for window in windows.values()
             if window.ends_at is not None and window.ends_at + KEEP_AFTER_END <= now
         ]
-        for window in ended:
-            del self._posted[window.key]
-            del self._by_scope[window.scope][window.key]
-            if not self._by_scope[window.scope]:
-                del self._by_scope[window.scope]
-        return [window.key for window in ended]
+
+    def forget(self, window: BudgetWindow) -> None:
+        """It is not known any more."""
+        del self._posted[window.key]
+        del self._by_scope[window.scope][window.key]
+        if not self._by_scope[window.scope]:
+            del self._by_scope[window.scope]
 
 
 def without(demand: Demand, unknown: Iterable[BudgetClaim]) -> Demand | Unknowable:
