@@ -18,16 +18,17 @@ PROVIDER: Final = RateLimits(scope="account:p/a", name="p/a", rpm=1_000, concurr
 
 
 class SteppedClock:
-    """A clock that stands still until it is moved."""
+    """A clock that stands still until it is moved, back too."""
 
     def __init__(self) -> None:
-        self.at = T0
+        self.at = self._latest = T0
 
     def now(self) -> datetime:
         return self.at
 
     def monotonic(self) -> float:
-        return (self.at - T0).total_seconds()
+        self._latest = max(self._latest, self.at)
+        return (self._latest - T0).total_seconds()
 
     def now_ms(self) -> int:
         return int(self.at.timestamp() * 1000)
@@ -76,14 +77,16 @@ def month(scope: str = KEY, at: datetime = T0) -> BudgetWindow:
 
 
 _numbers = itertools.count(1)
+ONE: Final = whole_usd(1)
+LEAST: Final = Money(1)
 
 
 def demand(
-    amount: Money = whole_usd(1),
+    amount: Money = ONE,
     *,
     hold_id: str | None = None,
     tokens: int = 100,
-    amount_min: Money = Money(1),
+    amount_min: Money = LEAST,
     limits: Sequence[RateLimits] = (),
     budgets: Sequence[BudgetClaim] = (),
     accounts: Sequence[RateLimits] = (),

@@ -266,6 +266,7 @@ async def test_a_window_of_which_nothing_is_known_refuses(shop: Shop) -> None:
     lenient = budget(whole_usd(10), scope=TEAM, on_outage=OnOutage.ADMIT)
     assert isinstance(await shop.allowances.take(demand(whole_usd(99), budgets=[claim(lenient)])), Granted)
     shop.balances.is_away = False
+    shop.clock.move(seconds=3)
     assert isinstance(await shop.allowances.take(demand(whole_usd(99), budgets=[claim(lenient)])), Exceeded)
     assert isinstance(await shop.allowances.take(demand(budgets=[claim(strict)])), Granted)
 

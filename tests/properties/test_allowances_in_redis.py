@@ -180,16 +180,19 @@ class Trial:
                 self.workers[which].books.holds.pop(hold_id, None)  # as if its worker were no more
 
     async def move(self, which: int) -> None:
-        """Time goes on: within a second, a few, a minute; now and then to another day or month."""
-        kind = self.chance.choices((0, 1, 2, 3, 4), (40, 30, 14, 1, 0.3))[0]
+        """Time goes on: within a second, a few, a minute; now and then to another day or month, or a step back."""
+        kind = self.chance.choices((0, 1, 2, 3, 4, 5), (40, 30, 14, 1, 0.3, 5))[0]
         seconds = (
             self.chance.random(),
             self.chance.randrange(1, 20),
             self.chance.randrange(20, 75),
             86_400 * self.chance.random(),
             86_400 * self.chance.randrange(1, 40),
+            -3 * self.chance.random(),
         )[kind]
         self.clock.move(seconds=seconds)
+        self.book.renew((), self.clock.now_ms())  # both have seen this moment, before a step back
+        await self.workers[which].figures([])
 
     async def learn(self, which: int) -> None:
         """Another journal has posted, or an older word of it arrives."""

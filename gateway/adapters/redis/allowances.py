@@ -7,7 +7,7 @@ worker's own; a hiccup is waited for, so that it costs nobody a refusal.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -32,7 +32,8 @@ from gateway.adapters.redis.packing import (
 )
 from gateway.core.allowance import AllowanceBook, Balance, BudgetClaim, Demand, Granted, Posting, Unknowable, Verdict
 from gateway.core.budget import BudgetMode, BudgetWindow, OnOutage
-from gateway.core.postings import FIRST_WORD_SECONDS_MAX, MOVED_EVERY_SECONDS, MOVED_OVERLAP_SECONDS, without
+from gateway.core.postings import MERGE_AFTER, MOVED_EVERY_SECONDS, MOVED_OVERLAP_SECONDS, without
+from gateway.pipeline.first_word import FIRST_WORD_SECONDS_MAX, FirstWord, Found
 from gateway.pipeline.ports import Balances, Clock, SharedState, StoreUnavailableError
 
 PREFIX: Final = "kgw"
@@ -71,9 +72,9 @@ class RedisAllowances:
         self._local = AllowanceBook()
         self._balances = balances
         self._clock = clock
-        self._caught_up = caught_up
-        self._opening: dict[str, asyncio.Task[frozenset[str]]] = {}
-        self._unconfirmed: dict[str, BudgetWindow] = {}
+        self._first_word = FirstWord(balances, clock=clock, caught_up=caught_up, opened=self._opened)
+        self._refreshed = clock.monotonic()
+        self._unasked: dict[str, BudgetWindow] = {}  # opened empty; what others have posted there is asked soon
         self._telling: asyncio.TimerHandle | None = None
         self._told: asyncio.Future[Any] | None = None
 
@@ -107,10 +108,9 @@ class RedisAllowances:
         try:
             await self.membership.run(stop, before_leaving=self.flushed)
         finally:
-            opening = set(self._opening.values())
-            for task in (keeping_up, *opening):
-                task.cancel()
-            await asyncio.gather(keeping_up, *opening, return_exceptions=True)
+            self._first_word.close()
+            keeping_up.cancel()
+            await asyncio.gather(keeping_up, return_exceptions=True)
             if self._telling is not None:
                 self._telling.cancel()
                 self._telling = None
@@ -123,29 +123,32 @@ class RedisAllowances:
             self.tidy()
 
     async def refresh(self) -> None:
-        """Tells what other journals have posted lately. Raises StoreUnavailableError."""
-        scopes = await self._balances.moved(seconds=MOVED_OVERLAP_SECONDS, but=self.books.windows.journal_id)
-        windows = {window.key: window for window in self.books.windows.of_scopes(scopes)}
-        unconfirmed = dict(self._unconfirmed)
-        windows |= unconfirmed
-        if not windows:
-            return
-        session = self.membership.session
-        found = await self._balances.of(list(windows.values()))
-        if self.membership.session is not session:
-            return  # what is not told now is looked for again
-        for key, balances in found.items():
-            self.books.learn(windows[key], dict(balances))
-        for key in unconfirmed:
-            self._unconfirmed.pop(key, None)
+        """Tells what other journals have posted since the last time. Raises StoreUnavailableError."""
+        session, now = self.membership.session, self._clock.monotonic()
+        seconds = now - self._refreshed + MOVED_OVERLAP_SECONDS
+        scopes = await self._balances.moved(seconds=seconds, but=self.books.windows.journal_id)
+        asked = dict(self._unasked)
+        asked.update((window.key, window) for window in self.books.windows.of_scopes(scopes))
+        found = await self._balances.of(list(asked.values())) if asked else {}
+        if session is None or self.membership.session is not session:
+            return  # what cannot be told now is looked for again
+        for key, told in found.items():
+            self.books.learn(asked[key], self._of_others(told))
+        for key in asked:
+            self._unasked.pop(key, None)
+        self._refreshed = now
 
     def tidy(self) -> None:
         """Forgets windows and minutes that are over."""
-        now_ms = self._now_ms()
+        now_ms, now = self._now_ms(), self._clock.now()
         self._local.renew(list(self._local.holds), now_ms)
         self._local.sweep(now_ms)
-        for key in self.books.windows.forget_ended(self._clock.now()):
-            self._unconfirmed.pop(key, None)
+        kept = {window for hold in self.books.holds.values() for window in hold.windows}
+        for window in self.books.windows.ended(now):
+            if window not in kept:
+                self.books.windows.forget(window)
+                self._unasked.pop(window.key, None)
+        self.books.windows.own.merge_before((now - MERGE_AFTER).date())
 
     @property
     def state(self) -> State:
@@ -177,14 +180,11 @@ class RedisAllowances:
             match verdict:
                 case None:
                     is_uncertain = True
-                case Held() if is_uncertain and not is_retry and _is_old_and_short(verdict, demand):
-                    self.books.give_up(demand.hold_id)  # shortened by a budget, it is not known by which
-                    is_uncertain = False
                 case Held():
                     self._keep(demand, verdict.verdict, verdict.second)
                     return verdict.verdict
                 case Unopened():
-                    answer = await self._opened(demand, verdict.claims, session)
+                    answer = await self._known(demand, verdict.claims)
                     if isinstance(answer, Unknowable):
                         return answer
                     demand = answer
@@ -209,12 +209,13 @@ class RedisAllowances:
             self.membership.lose(session, _why(error))
             return None
 
-    def _keep(self, demand: Demand, granted: Granted, second: int) -> None:
+    def _keep(self, demand: Demand, granted: Granted, second: int | None) -> None:
         account = None if granted.account is None else demand.accounts[granted.account]
         hold = self.books.holds.get(demand.hold_id)
         if hold is not None:
             hold.amount, hold.account = granted.amount.pico, account
             return
+        assert second is not None, "a hold is taken before it is taken again"
         self.books.holds[demand.hold_id] = OpenHold(
             amount=granted.amount.pico,
             tokens=demand.tokens,
@@ -222,6 +223,7 @@ class RedisAllowances:
             limits=demand.limits,
             windows=tuple(claim.window for claim in demand.budgets),
             account=account,
+            clamped_by="" if granted.clamped_by is None else granted.clamped_by.budget_id,
         )
 
     def _decide_alone(self, demand: Demand, *, is_retry: bool) -> Verdict:
@@ -249,44 +251,43 @@ class RedisAllowances:
 
     # --- opening windows -------------------------------------------------------------------------------------------
 
-    async def _opened(self, demand: Demand, claims: Iterable[BudgetClaim], session: Session) -> Demand | Unknowable:
-        """The demand once these claims' windows are open; without those of which nobody can tell what is spent."""
-        claims = tuple(claims)
-        new = [claim.window for claim in claims if claim.window.key not in self._opening]
-        if new:
-            task = asyncio.create_task(self._open(new, session), name="allowances-open")
-            for window in new:
-                self._opening[window.key] = task
-            task.add_done_callback(lambda _: [self._opening.pop(window.key, None) for window in new])
-        tasks = {self._opening[claim.window.key] for claim in claims}
-        unknown: set[str] = set()
-        for each in tasks:
-            unknown |= await asyncio.shield(each)
-        return without(demand, [claim for claim in claims if claim.window.key in unknown])
-
-    async def _open(self, windows: list[BudgetWindow], session: Session) -> frozenset[str]:
-        """Asks the database what is posted in these windows and tells it; returns the keys of those of which it is not
-        known. One that began in this generation was told by all from its beginning: it need not wait for the database,
-        which is asked again later."""
-        born = [window for window in windows if self._is_born_here(window)]
-        seconds = BORN_FIRST_WORD_SECONDS_MAX if len(born) == len(windows) else FIRST_WORD_SECONDS_MAX
-        try:
+    async def _known(self, demand: Demand, claims: tuple[BudgetClaim, ...]) -> Demand | Unknowable:
+        """The demand once these claims' windows are open; without those of which nobody can tell what is spent. A
+        window that began in this generation need not wait long for the database: its workers told all from its
+        beginning, and what others posted is asked soon."""
+        old = [claim for claim in claims if not self._is_born_here(claim.window)]
+        seconds = FIRST_WORD_SECONDS_MAX if old else BORN_FIRST_WORD_SECONDS_MAX
+        has_said = False
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._caught_up()
-                found = await self._balances.of(windows)
-            known = windows
-        except (StoreUnavailableError, TimeoutError):
-            found, known = {}, born
-            self._unconfirmed |= {window.key: window for window in born}
-        told = [told_balances(window, found.get(window.key, {}), opens=True) for window in known]
-        if told:
-            try:
-                accepted(await session.call("tell", pack(told)))
-            except LinkLostError:
-                pass  # whoever waits for the windows asks again, and finds them closed
-            except (RefusedByRedisError, hiredis.ReplyError) as error:
-                self.membership.lose(session, _why(error))
-        return frozenset(window.key for window in windows if window not in known)
+                has_said = await self._first_word.of([claim.window for claim in claims])
+        if has_said:
+            return demand
+        born = {claim.window.key: claim.window for claim in claims if claim not in old}
+        if born:
+            self._unasked |= born
+            await self._opened(born, {})
+        return without(demand, old)
+
+    async def _opened(self, windows: Mapping[str, BudgetWindow], found: Found) -> None:
+        """Tells that these windows are open; whoever waits for them asks again, and finds them closed if it failed."""
+        session = self.membership.session
+        if session is None:
+            return
+        told = [
+            told_balances(window, self._of_others(found.get(key, {})), opens=True) for key, window in windows.items()
+        ]
+        try:
+            for start in range(0, len(told), TOLD_AT_ONCE_MAX):
+                accepted(await session.call("tell", pack(told[start : start + TOLD_AT_ONCE_MAX])))
+        except LinkLostError:
+            pass
+        except (RefusedByRedisError, hiredis.ReplyError) as error:
+            self.membership.lose(session, _why(error))
+
+    def _of_others(self, told: Mapping[str, Balance]) -> dict[str, Balance]:
+        """What the database has of others; of our own journal nobody knows better than we."""
+        return {journal_id: each for journal_id, each in told.items() if journal_id != self.books.windows.journal_id}
 
     def _is_born_here(self, window: BudgetWindow) -> bool:
         begins = window.begins_at
@@ -364,10 +365,6 @@ def _may_refuse(demand: Demand) -> bool:
     return any(
         budget.mode is not BudgetMode.SOFT and budget.on_outage is OnOutage.REFUSE for budget, _ in demand.budgets
     )
-
-
-def _is_old_and_short(held: Held, demand: Demand) -> bool:
-    return not held.is_new and held.verdict.amount < demand.amount
 
 
 def _why(error: BaseException) -> str:

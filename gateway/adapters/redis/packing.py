@@ -28,10 +28,23 @@ from gateway.core.money import PICO_PER_USD, ZERO, Money
 TOLD_BALANCES, TOLD_COST, TOLD_END, TOLD_HOLD, TOLD_OPEN = range(1, 6)
 _MODES: Final = {BudgetMode.STRICT: 0, BudgetMode.CLAMP: 1, BudgetMode.SOFT: 2}
 _KINDS: Final = (LimitKind.REQUESTS, LimitKind.TOKENS, LimitKind.CONCURRENCY)
-_GRANTED, _LIMITED, _EXCEEDED, _FULL, _UNOPENED, _CLOSED, _REFUSED, _KNOWN = range(8)
 
 pack: Final = msgspec.msgpack.Encoder().encode
 unpack: Final = msgspec.msgpack.Decoder().decode
+
+
+class _Said:
+    """The first number of an answer, as take.lua and common.lua have them."""
+
+    GRANTED: Final = 0
+    LIMITED: Final = 1
+    EXCEEDED: Final = 2
+    FULL: Final = 3
+    UNOPENED: Final = 4
+    CLOSED: Final = 5
+    REFUSED: Final = 6
+    KNOWN: Final = 7
+    AGAIN: Final = 8
 
 
 class RefusedByRedisError(Exception):
@@ -48,14 +61,14 @@ class OpenHold:
     limits: tuple[RateLimits, ...]
     windows: tuple[BudgetWindow, ...]
     account: RateLimits | None
+    clamped_by: str = ""
 
 
 class Held(NamedTuple):
-    """A demand is granted; in which second it counts. ``is_new``: just now, not before."""
+    """A demand is granted; in which second it counts, None for one more attempt."""
 
     verdict: Granted
-    second: int
-    is_new: bool
+    second: int | None
 
 
 class Unopened(NamedTuple):
@@ -92,7 +105,7 @@ def packed_demand(demand: Demand, *, is_retry: bool) -> bytes:
             *divmod(demand.amount_min.pico, PICO_PER_USD),
             [_limits(limits) for limits in demand.limits],
             [
-                (window.key, _MODES[budget.mode], *divmod(budget.limit.pico, PICO_PER_USD))
+                (window.key, _MODES[budget.mode], *divmod(budget.limit.pico, PICO_PER_USD), budget.budget_id)
                 for budget, window in demand.budgets
             ],
             [_limits(limits) for limits in demand.accounts],
@@ -104,7 +117,7 @@ def verdict_of(packed: bytes, demand: Demand) -> Verdict | Held | Unopened | Clo
     """What the script said of a demand. Raises RefusedByRedisError."""
     answer = unpack(packed)
     match answer[0]:
-        case 0:
+        case _Said.GRANTED | _Said.KNOWN:
             amount, account, clamped_by = _money(answer, 1), answer[3], answer[4]
             granted = Granted(
                 amount=amount,
@@ -112,8 +125,8 @@ def verdict_of(packed: bytes, demand: Demand) -> Verdict | Held | Unopened | Clo
                 rates=_rates(answer, 6),
                 clamped_by=None if clamped_by < 0 else demand.budgets[clamped_by].budget,
             )
-            return Held(granted, answer[5], is_new=True)
-        case 1:
+            return Held(granted, answer[5])
+        case _Said.LIMITED:
             _, place, kind, limit, needed, wait, *_ = answer
             return Limited(
                 limits=demand.limits[place],
@@ -123,19 +136,18 @@ def verdict_of(packed: bytes, demand: Demand) -> Verdict | Held | Unopened | Clo
                 retry_after_ms=wait,
                 rates=_rates(answer, 6),
             )
-        case 2:
+        case _Said.EXCEEDED:
             claim = demand.budgets[answer[1]]
             return Exceeded(claim=claim, needed=_money(answer, 2), available=max(ZERO, _money(answer, 4)))
-        case 3:
+        case _Said.FULL:
             return AccountsFull(kinds=tuple(_KINDS[kind] for kind in answer[2:]), retry_after_ms=answer[1])
-        case 4:
+        case _Said.UNOPENED:
             return Unopened(tuple(demand.budgets[place] for place in answer[1:]))
-        case 5:
+        case _Said.CLOSED:
             return Closed()
-        case 7:
+        case _Said.AGAIN:
             account = answer[3]
-            granted = Granted(amount=_money(answer, 1), account=None if account < 0 else account)
-            return Held(granted, answer[4], is_new=False)
+            return Held(Granted(amount=_money(answer, 1), account=None if account < 0 else account), None)
         case _:
             raise RefusedByRedisError
 
@@ -143,7 +155,7 @@ def verdict_of(packed: bytes, demand: Demand) -> Verdict | Held | Unopened | Clo
 def accepted(packed: bytes) -> list[Any]:
     """A script's answer to anything else. Raises RefusedByRedisError."""
     answer: list[Any] = unpack(packed)
-    if answer[0] == _REFUSED and len(answer) == 1:
+    if answer[0] == _Said.REFUSED and len(answer) == 1:
         raise RefusedByRedisError
     return answer
 
@@ -174,6 +186,7 @@ def told_hold(hold_id: str, hold: OpenHold) -> tuple[Any, ...]:
         [_limits(limits) for limits in hold.limits],
         [(window.key, ends_ms(window)) for window in hold.windows],
         [] if hold.account is None else _limits(hold.account),
+        hold.clamped_by,
     )
 
 

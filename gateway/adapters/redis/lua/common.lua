@@ -23,9 +23,17 @@ if not now then
   now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 
--- Whether the caller belongs to the generation in force, with the session that it entered last.
-local generation = redis.call('HMGET', KEYS[1], 'number', 'open')
+-- Time never runs backwards in a generation; whether the caller belongs to the generation in force, with the session that it entered last.
+local generation = redis.call('HMGET', KEYS[1], 'number', 'open', 'latest')
 local is_member = generation[1] == number and redis.call('GET', KEYS[2]) == token
+if is_member then
+  local latest = tonumber(generation[3])
+  if now > latest then
+    redis.call('HSET', KEYS[1], 'latest', now)
+  else
+    now = latest
+  end
+end
 
 local function add(dollars, pico, more_dollars, more_pico)
   dollars, pico = dollars + more_dollars, pico + more_pico
@@ -96,8 +104,8 @@ local function finish(scope)
   end
 end
 
--- A hold: {dollars, pico, tokens, second, limits, windows, account}; of each limit, and of the account: {scope, 1 if
--- it counts requests at once, else 0}, {} for no account.
+-- A hold: {dollars, pico, tokens, second, limits, windows, account, budget that shortened it}; of each limit, and of
+-- the account: {scope, 1 if it counts requests at once, 1 if it counts tokens}, {} for no account; '' for no budget.
 local function holds_key(owner)
   return prefix .. 'holds:' .. owner
 end

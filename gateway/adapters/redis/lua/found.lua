@@ -7,5 +7,5 @@ local current = tonumber(found[1]) or 0
 if current >= payload[1] and found[2] == payload[2] then
   return cmsgpack.pack({current})
 end
-redis.call('HSET', KEYS[1], 'number', payload[1], 'run', payload[2], 'founded', now, 'open', 0)
+redis.call('HSET', KEYS[1], 'number', payload[1], 'run', payload[2], 'founded', now, 'latest', now, 'open', 0)
 return cmsgpack.pack({payload[1]})

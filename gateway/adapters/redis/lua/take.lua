@@ -3,9 +3,9 @@
 --
 -- Payload: {1 for a retry else 0, hold, tokens, amount, least amount (two numbers each), limits, claims, accounts};
 -- limits and accounts: {scope, requests, tokens, at once}, -1 for none; claims: {window, 0 strict 1 clamp 2 soft,
--- limit (two numbers)}.
+-- limit (two numbers), budget}.
 
-local GRANTED, LIMITED, EXCEEDED, FULL, UNOPENED, CLOSED, KNOWN = 0, 1, 2, 3, 4, 5, 7
+local GRANTED, LIMITED, EXCEEDED, FULL, UNOPENED, CLOSED, KNOWN, AGAIN = 0, 1, 2, 3, 4, 5, 7, 8
 local STRICT, CLAMP, SOFT = 0, 1, 2
 local REQUESTS, TOKENS, CONCURRENCY = 0, 1, 2
 local FULL_RETRY_MS = 1000
@@ -160,11 +160,29 @@ local function affordable()
   return dollars, pico, clamped_by
 end
 
-local function account_entry(place)
-  if place == 0 then
-    return {}
+-- What a hold keeps of limits.
+local function kept(limits)
+  return {limits[1], limits[4] >= 0 and 1 or 0, limits[3] >= 0 and 1 or 0}
+end
+
+local function place_of(account)
+  for place, limits in ipairs(accounts) do
+    if limits[1] == account[1] then
+      return place - 1
+    end
   end
-  return {accounts[place][1], accounts[place][4] >= 0 and 1 or 0}
+  return -1
+end
+
+-- What the owner of a hold is told.
+local function granted(hold, answer)
+  local clamped_by = -1
+  for place, claim in ipairs(claims) do
+    if clamped_by < 0 and claim[5] == hold[8] then
+      clamped_by = place - 1
+    end
+  end
+  return with_rates({answer, hold[1], hold[2], place_of(hold[7]), clamped_by, hold[4], rates = {0, 0, 0, 0, 0, 0}})
 end
 
 local function take()
@@ -183,7 +201,7 @@ local function take()
   local held_limits, held_windows = {}, {}
   for place, limits in ipairs(all_limits) do
     count(limits)
-    held_limits[place] = {limits[1], limits[4] >= 0 and 1 or 0}
+    held_limits[place] = kept(limits)
   end
   if account > 0 then
     count(accounts[account])
@@ -192,9 +210,13 @@ local function take()
     held_windows[place] = claim[1]
     change_held(claim[1], dollars, pico, add)
   end
-  keep_hold(hold_id, {dollars, pico, tokens, second, held_limits, held_windows, account_entry(account)})
+  local hold = {
+    dollars, pico, tokens, second, held_limits, held_windows,
+    account > 0 and kept(accounts[account]) or {}, clamped_by > 0 and claims[clamped_by][5] or '',
+  }
+  keep_hold(hold_id, hold)
   redis.call('ZADD', prefix .. 'leases', now + LEASE_MS, lease(worker, hold_id))
-  return with_rates({GRANTED, dollars, pico, account - 1, clamped_by - 1, second, rates = {0, 0, 0, 0, 0, 0}})
+  return granted(hold, GRANTED)
 end
 
 local function again(hold)
@@ -207,7 +229,7 @@ local function again(hold)
     is_held[name] = true
   end
   for place, claim in ipairs(claims) do
-    if is_held[claim[1]] and claim[2] ~= SOFT then
+    if (more_dollars > 0 or more_pico > 0) and is_held[claim[1]] and claim[2] ~= SOFT then
       local free_dollars, free_pico = available(place)
       if is_less(free_dollars, free_pico, more_dollars, more_pico) then
         return exceeded(place, more_dollars, more_pico, free_dollars, free_pico)
@@ -221,7 +243,7 @@ local function again(hold)
   if hold[7][2] == 1 then
     finish(hold[7][1])
   end
-  hold[7] = account_entry(account)
+  hold[7] = account > 0 and kept(accounts[account]) or {}
   if account > 0 then
     count(accounts[account])
   end
@@ -230,7 +252,7 @@ local function again(hold)
     change_held(name, more_dollars, more_pico, add)
   end
   keep_hold(hold_id, hold)
-  return cmsgpack.pack({KNOWN, hold[1], hold[2], account - 1, hold[4]})
+  return cmsgpack.pack({AGAIN, hold[1], hold[2], account - 1})
 end
 
 local hold = hold_of(hold_id)
@@ -240,10 +262,4 @@ end
 if is_retry then
   return again(hold)
 end
-local place = -1
-for each, limits in ipairs(accounts) do
-  if place < 0 and limits[1] == hold[7][1] then
-    place = each - 1
-  end
-end
-return cmsgpack.pack({KNOWN, hold[1], hold[2], place, hold[4]})
+return granted(hold, KNOWN)

@@ -4,7 +4,7 @@
 --   {1, window, end, {{journal, dollars, pico, rows}…}}  what journals have posted in a window
 --   {2, hold, dollars, pico}                            so much of what is held is posted
 --   {3, hold, tokens}                                   the request is over and has used so many tokens; -1: unknown
---   {4, hold, dollars, pico, tokens, second, limits, {{window, end}…}, account}   the hold, as it stands
+--   {4, hold, dollars, pico, tokens, second, limits, {{window, end}…}, account, budget}   the hold, as it stands
 --   {5, window, end, {{journal, dollars, pico, rows}…}}  a window is opened with what is posted in it
 
 local TOLD = cmsgpack.pack({0})
@@ -48,7 +48,7 @@ does[3] = function(told)
   end
   for _, limits in ipairs(hold[5]) do
     local key, slot = minute_key(limits[1]), 't' .. hold[4]
-    local before = tonumber(redis.call('HGET', key, slot))
+    local before = limits[3] == 1 and tonumber(redis.call('HGET', key, slot))
     if before then
       local difference = math.max(told[3] - hold[3], -before)
       redis.call('HINCRBY', key, slot, difference)
@@ -65,7 +65,7 @@ does[4] = function(told)
   if known then
     end_hold(worker, told[2], known)
   end
-  local hold = {told[3], told[4], told[5], told[6], {}, {}, {}}
+  local hold = {told[3], told[4], told[5], told[6], {}, {}, {}, told[10]}
   local is_recent = hold[4] > second - MINUTE_SLOTS and hold[4] <= second
   local function enter(limits)
     if not known and is_recent and (limits[2] >= 0 or limits[3] >= 0) then
@@ -74,7 +74,7 @@ does[4] = function(told)
     if limits[4] >= 0 then
       begin(limits[1])
     end
-    return {limits[1], limits[4] >= 0 and 1 or 0}
+    return {limits[1], limits[4] >= 0 and 1 or 0, limits[3] >= 0 and 1 or 0}
   end
   for place, limits in ipairs(told[7]) do
     hold[5][place] = enter(limits)
