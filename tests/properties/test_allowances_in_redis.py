@@ -48,6 +48,7 @@ class Trial:
         self.asked = 0
 
     async def enter(self) -> None:
+        self.book.renew((), self.clock.now_ms())
         for worker in self.workers:
             await worker.membership.join()
             assert worker.membership.session is not None
