@@ -340,7 +340,7 @@ async def test_two_servers_of_one_name_are_never_both_open(server: Server, tmp_p
             async with team_of(other.url, database_url, []) as elsewhere:
                 moved = await elsewhere.hire("w2", waits=False)
                 await eventually(lambda: moved.generation == 2)
-                while stayed.generation == 1 and stayed.state is State.OK:  # noqa: ASYNC110
+                while stayed.generation == 1 and stayed.state is State.OK:
                     assert moved.state is not State.OK
                     await asyncio.sleep(0)
             await team.is_well()
