@@ -34,7 +34,10 @@ from gateway.adapters.postgres.balances import PostgresBalances
 from gateway.adapters.postgres.keys import PostgresApiKeys
 from gateway.adapters.postgres.reports import Reports
 from gateway.adapters.postgres.schema import DatabaseAwayError, migrate, require_current
+from gateway.adapters.postgres.shared_state import PostgresSharedState
 from gateway.adapters.postgres.shipper import Shipper
+from gateway.adapters.redis.allowances import RedisAllowances
+from gateway.adapters.redis.membership import State
 from gateway.adapters.telemetry import PrometheusTelemetry
 from gateway.adapters.upstream.aiohttp_client import AiohttpUpstreams
 from gateway.adapters.webhook import LogTeller, WebhookTeller
@@ -87,7 +90,8 @@ class Gateway:
         self.administration = PostgresAdministration(database_url, clock=clock)
         self.reports = Reports(database_url)
         self.balances = PostgresBalances(database_url)
-        self.allowances = LocalAllowances(journal_name, self.balances, clock=clock, caught_up=self.shipper.caught_up)
+        self.shared_state = PostgresSharedState(database_url)
+        self.allowances = self._allowances(journal_name, clock)
         self.telemetry = PrometheusTelemetry()
         teller = alert_teller(settings, clock)
         self.alerts = AlertBook(database_url, teller, self.telemetry, clock=clock, chance=random.random)
@@ -119,6 +123,14 @@ class Gateway:
             reload=self.reload,
             flush=self.shipper.flush,
         )
+
+    def _allowances(self, journal_name: str, clock: SystemClock) -> LocalAllowances | RedisAllowances:
+        """Shared with other workers where there is a Redis."""
+        caught_up = self.shipper.caught_up
+        if self.settings.redis_url is None:
+            return LocalAllowances(journal_name, self.balances, clock=clock, caught_up=caught_up)
+        url = self.settings.redis_url.get_secret_value()
+        return RedisAllowances(url, journal_name, self.balances, self.shared_state, clock=clock, caught_up=caught_up)
 
     def application(self) -> Litestar:
         """The ASGI application, whose lifespan is this gateway's life."""
@@ -156,6 +168,7 @@ class Gateway:
             stack.callback(self.journal.close)
             for closing in (self.upstreams.close, self.administration.close, self.reports.close, self.balances.close):
                 stack.push_async_callback(closing)
+            stack.push_async_callback(self.shared_state.close)
             self.journal.on_durable(self.shipper.wake)
             background = [
                 asyncio.create_task(self._keep_up(self.shipper.run), name="shipper"),
@@ -252,6 +265,8 @@ class Gateway:
             },
             "open_exchanges": len(self.services.exchanges),
         }
+        if isinstance(self.allowances, RedisAllowances):
+            details["shared_state"] = {"state": self.allowances.state.value, "generation": self.allowances.generation}
         return Readiness(ready=not problems, problems=tuple(problems), details=details)
 
     def metrics(self) -> bytes:
@@ -261,6 +276,8 @@ class Gateway:
         self.telemetry.journal_available.set(int(self.journal.available))
         self.telemetry.journal_backlog.set(shipped.backlog_bytes)
         self.telemetry.journal_lag.set(shipped.lag_seconds)
+        if isinstance(self.allowances, RedisAllowances):
+            self.telemetry.shared_state_is(self.allowances.state, self.allowances.generation, states=State)
         return self.telemetry.render()
 
     def provider_states(self) -> list[dict[str, object]]:

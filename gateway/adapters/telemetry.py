@@ -6,6 +6,7 @@ Labels are bounded by configuration (provider, account, model, status); a reques
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -88,6 +89,18 @@ class PrometheusTelemetry:
         self.journal_available = Gauge(
             "gateway_journal_available", "1 while the journal takes records.", registry=self.registry
         )
+        self._shared_state = Gauge(
+            "gateway_shared_state",
+            "1 for the state that limits and budgets in Redis are in: ok, rebuilding or away.",
+            ("state",),
+            registry=self.registry,
+        )
+        self._generation = Gauge(
+            "gateway_shared_state_generation",
+            "The generation of the shared state; it grows when Redis has lost what it had.",
+            (),
+            registry=self.registry,
+        )
 
     def attempt_settled(self, entry: LedgerEntry) -> None:
         route = (entry.provider, entry.account, entry.model)
@@ -106,6 +119,12 @@ class PrometheusTelemetry:
         self._counter(self._cost, *route, entry.usage_source).inc(entry.cost_pico)
         if entry.ttft_ms is not None:
             self._histogram(self._first_chunk, *route).observe(entry.ttft_ms / 1000)
+
+    def shared_state_is(self, state: str, generation: int, *, states: Iterable[str]) -> None:
+        """Which of ``states`` the shared state is in. Nothing is shown where there is none."""
+        for each in states:
+            self._shared_state.labels(each).set(int(each == state))
+        self._generation.set(generation)
 
     def _counter(self, parent: Counter, *labels: str) -> Counter:
         """The child for these labels, looked up without the library's lock; as many as configuration has."""

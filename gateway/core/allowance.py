@@ -366,12 +366,11 @@ class AllowanceBook:
         return AccountsFull(kinds=tuple(kinds), retry_after_ms=min(waits)) if kinds else None
 
     def _count(self, limits: RateLimits, tokens: int, now_ms: int) -> None:
+        """Of limits that had room just now: their minutes are there and are of this moment."""
         if limits.rpm is not None:
-            minute = self._minute(limits.scope, LimitKind.REQUESTS, now_ms)
-            minute.take(1, now_ms // 1000)
+            self._minutes[(limits.scope, LimitKind.REQUESTS)].take(1, now_ms // 1000)
         if limits.tpm is not None:
-            minute = self._minute(limits.scope, LimitKind.TOKENS, now_ms)
-            minute.take(tokens, now_ms // 1000)
+            self._minutes[(limits.scope, LimitKind.TOKENS)].take(tokens, now_ms // 1000)
         if limits.concurrency is not None:
             self._running[limits.scope] = self._running.get(limits.scope, 0) + 1
 
@@ -388,7 +387,8 @@ class AllowanceBook:
         minute = self._minutes.get((scope, kind))
         if minute is None:
             minute = self._minutes[(scope, kind)] = SlidingMinute()
-        minute.advance(now_ms)
+        if now_ms // 1000 > minute.latest:
+            minute.advance(now_ms)
         return minute
 
     def _rates(self, scopes: Sequence[RateLimits], now_ms: int) -> RateStates:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Final, NamedTuple, Protocol
 
 from gateway.core.alert import Alert
 from gateway.core.allowance import Balance, Demand, Posting, Verdict
@@ -102,6 +102,33 @@ class Balances(Protocol):
     async def moved(self, *, seconds: float, but: str) -> frozenset[str]:
         """The scopes in which another journal than ``but`` has posted during the last so many seconds. Raises
         StoreUnavailableError."""
+        ...
+
+
+LIVE_SECONDS: Final = 6
+"""A worker that was seen within so many seconds lives."""
+
+
+class Sighting(NamedTuple):
+    """The last generation of shared state that anybody has founded, and the workers that live."""
+
+    generation: int
+    live: frozenset[str]
+
+
+class SharedState(Protocol):
+    """What must survive the loss of shared state. Everything raises StoreUnavailableError."""
+
+    async def seen(self, worker_id: str) -> Sighting:
+        """This worker lives; what others have said of themselves."""
+        ...
+
+    async def next_generation(self, *, after: int, above: int) -> int | None:
+        """The number of a new generation, greater than both; None where ``after`` is not the last one any more."""
+        ...
+
+    async def leave(self, worker_id: str) -> None:
+        """This worker is no more; nobody need wait for it."""
         ...
 
 
