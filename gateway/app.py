@@ -25,6 +25,7 @@ from pydantic import SecretStr
 from gateway import __version__
 from gateway.adapters.allowances import LocalAllowances
 from gateway.adapters.clock import SystemClock, TimeOrderedIds
+from gateway.adapters.exposition import Snapshot, snapshot
 from gateway.adapters.health import MemoryHealthBook
 from gateway.adapters.journal import JournalWriter, journal_id
 from gateway.adapters.journal.outbox import Outbox
@@ -35,11 +36,14 @@ from gateway.adapters.postgres.schema import DatabaseAwayError, migrate, require
 from gateway.adapters.postgres.shipper import Shipper
 from gateway.adapters.telemetry import PrometheusTelemetry
 from gateway.adapters.upstream.aiohttp_client import AiohttpUpstreams
+from gateway.adapters.workers import AnswerError, LinkLostError, Siblings
 from gateway.catalog import CatalogError, Loaded, load
 from gateway.core.failure import Failure, FailureClass
+from gateway.core.refusal import Refusal, RefusalCode, RefusedError
 from gateway.http.admin import admin_routes
 from gateway.http.application import create_application
 from gateway.http.protocol import BoundedHttpProtocol
+from gateway.http.relay import OpenExchanges
 from gateway.http.services import BadConfigurationError, Readiness, Services
 from gateway.pipeline.conduct import Conductor, Configuration
 from gateway.pipeline.experience import Experience
@@ -57,12 +61,23 @@ KEEPALIVE_SECONDS: Final = 75
 class Gateway:
     """One worker: everything it is made of, and its life."""
 
-    def __init__(self, settings: Settings, database_url: str, *, environ: Mapping[str, str] | None = None) -> None:
+    siblings: Siblings | None = None
+
+    def __init__(
+        self,
+        settings: Settings,
+        database_url: str,
+        *,
+        environ: Mapping[str, str] | None = None,
+        siblings: Siblings | None = None,
+    ) -> None:
         """Reads the configuration and opens the journal. Raises SettingsError, CatalogError or OSError.
 
-        ``environ`` is where credentials are looked up, the process environment without it.
+        ``environ`` is where credentials are looked up, the process environment without it; ``siblings`` are the other
+        workers where this is not the only one.
         """
         self.settings = settings
+        self.siblings = siblings
         self._environ = environment() if environ is None else environ
         self._stop = asyncio.Event()
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -109,8 +124,9 @@ class Gateway:
             metrics=self.metrics,
             metrics_type=self.telemetry.METRICS_TYPE,
             provider_states=self.provider_states,
-            reload=self.reload,
+            reload=self.reload_all,
             flush=self.shipper.flush,
+            exchanges=OpenExchanges(limit=settings.concurrency_max),
         )
 
     def application(self) -> Litestar:
@@ -213,6 +229,17 @@ class Gateway:
         warnings = [str(finding) for finding in loaded.findings]
         return {"digest": loaded.catalogue.digest, "warnings": warnings}
 
+    async def reload_all(self) -> dict[str, object]:
+        """The same in every worker. Raises BadConfigurationError, RefusedError."""
+        if self.siblings is None:
+            return await self.reload()
+        try:
+            return await self.siblings.reload()
+        except AnswerError as error:
+            raise BadConfigurationError(str(error)) from None
+        except LinkLostError as error:
+            raise _out_of_touch(error) from None
+
     async def _reload_told(self) -> None:
         try:
             await self.reload()
@@ -238,17 +265,33 @@ class Gateway:
                 "records_set_aside": shipped.records_set_aside,
             },
             "open_exchanges": len(self.services.exchanges),
+            "worker": 0 if self.siblings is None else self.siblings.number,
+            "workers": 1 if self.siblings is None else self.siblings.count,
         }
         return Readiness(ready=not problems, problems=tuple(problems), details=details)
 
-    def metrics(self) -> bytes:
-        """The text exposition, with the gauges as they are now."""
+    async def metrics(self) -> bytes:
+        """The text exposition of all workers. Raises RefusedError."""
+        if self.siblings is None:
+            self._gauge()
+            return self.telemetry.render()
+        try:
+            return await self.siblings.metrics()
+        except (LinkLostError, AnswerError) as error:
+            raise _out_of_touch(error) from None
+
+    def snapshot(self) -> Snapshot:
+        """This worker's own figures."""
+        self._gauge()
+        return snapshot(self.telemetry.registry)
+
+    def _gauge(self) -> None:
+        """Sets the gauges to what is now."""
         shipped = self.shipper.state()
         self.telemetry.open_exchanges.set(len(self.services.exchanges))
         self.telemetry.journal_available.set(int(self.journal.available))
         self.telemetry.journal_backlog.set(shipped.backlog_bytes)
         self.telemetry.journal_lag.set(shipped.lag_seconds)
-        return self.telemetry.render()
 
     def provider_states(self) -> list[dict[str, object]]:
         """Every account with its limits, credential and health, for ``/admin/providers``."""
@@ -286,7 +329,8 @@ class GatewayServer(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
         super().__init__(config)
-        self._gateway = gateway
+        self.gateway = gateway
+        self._cutting: asyncio.Task[None] | None = None
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -296,10 +340,28 @@ class GatewayServer(uvicorn.Server):
             yield
             self._captured_signals.clear()
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._gateway.loop is not None:
-            self._gateway.loop.call_soon_threadsafe(self._gateway.begin_shutdown)
-        super().handle_exit(sig, frame)
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - any of them means the same
+        self.end()
+
+    def end(self) -> None:
+        """Stops: asked once, open streams run on for a while; asked again, they end now, each with an error of its own
+        and a settlement. uvicorn's own second time would leave out the end of the gateway."""
+        loop = self.gateway.loop
+        if loop is not None:
+            loop.call_soon_threadsafe(self._cut_short if self.should_exit else self.gateway.begin_shutdown)
+        self.should_exit = True
+
+    def _cut_short(self) -> None:
+        self.gateway.interrupt_exchanges()
+        if self._cutting is None:
+            self._cutting = asyncio.ensure_future(self._cut_connections())
+
+    async def _cut_connections(self) -> None:
+        """Once what was open has ended, or would not, nobody is waited for."""
+        have_ended = await self.gateway.services.exchanges.wait(CLOSE_SECONDS_MAX)
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.close() if have_ended else connection.transport.abort()
 
 
 def configure(
@@ -324,6 +386,16 @@ def configure(
                 where = f"set {reference.env}" if reference.env is not None else f"write it to {reference.file}"
                 LOGGER.warning("%s (%s) has no credential and is not routable: %s", card.name, account.name, where)
     return Configuration(catalogue=loaded.catalogue, usable_accounts=frozenset(usable)), credentials
+
+
+def _out_of_touch(error: Exception) -> RefusedError:
+    return RefusedError(
+        Refusal(
+            code=RefusalCode.OVERLOADED,
+            message=f"The other workers cannot be asked just now ({error}). Send the request again shortly.",
+            retry_after=1,
+        )
+    )
 
 
 def spare_the_collector() -> None:

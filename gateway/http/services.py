@@ -39,7 +39,7 @@ class Services:
     keys: KeyAdministration
     reports: MoneyReports
     readiness: Callable[[], Awaitable[Readiness]]
-    metrics: Callable[[], bytes]
+    metrics: Callable[[], Awaitable[bytes]]
     metrics_type: str
     provider_states: Callable[[], list[dict[str, object]]]
     reload: Callable[[], Awaitable[dict[str, object]]]

@@ -15,6 +15,7 @@ from gateway.core.failure import Failure
 from gateway.core.health import Health, Subject
 from gateway.core.keys import KeyGrant, KeyRecord
 from gateway.core.ledger import LedgerEntry, Record
+from gateway.core.shedding import Shed
 
 
 class Clock(Protocol):
@@ -199,6 +200,10 @@ class Telemetry(Protocol):
 
     def refused(self, *, request_id: str, path: str, code: str, status: int) -> None:
         """A request was answered before it became an exchange."""
+        ...
+
+    def shed(self, reason: Shed) -> None:
+        """A request was turned away because too many are open."""
         ...
 
     def exchange_ended(

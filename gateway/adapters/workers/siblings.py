@@ -1,0 +1,32 @@
+"""The other workers, as one worker sees them: through the parent, and only while that lives."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from gateway.adapters.workers.link import Link, LinkLostError
+
+METRICS_SECONDS_MAX: Final = 5.0
+RELOAD_SECONDS_MAX: Final = 30.0
+
+
+class Siblings:
+    """What a worker asks of all of them, itself included. ``number`` counts from 0 to ``count`` - 1."""
+
+    def __init__(self, number: int, count: int) -> None:
+        self.number = number
+        self.count = count
+        self.link: Link | None = None
+
+    async def metrics(self) -> bytes:
+        """The text exposition of all workers. Raises LinkLostError, AnswerError."""
+        return (await self._link().ask("metrics", answer=str, seconds_max=METRICS_SECONDS_MAX)).encode()
+
+    async def reload(self) -> dict[str, Any]:
+        """Has all workers reload. Raises LinkLostError; AnswerError with the reason where one of them could not."""
+        return await self._link().ask("reload", answer=dict[str, Any], seconds_max=RELOAD_SECONDS_MAX)
+
+    def _link(self) -> Link:
+        if self.link is None:
+            raise LinkLostError("not linked yet")
+        return self.link
