@@ -95,7 +95,7 @@ class Link:
                 head = await self._reader.readexactly(LENGTH_BYTES)
                 size = int.from_bytes(head)
                 assert size <= MESSAGE_BYTES_MAX
-                self._take(msgspec.json.decode(await self._reader.readexactly(size), type=Message))
+                await self._take(msgspec.json.decode(await self._reader.readexactly(size), type=Message))
         except (asyncio.IncompleteReadError, ConnectionError):
             return
         finally:
@@ -107,8 +107,11 @@ class Link:
                 task.cancel()
             self._writer.close()
 
-    def _take(self, message: Message) -> None:
-        if message.kind in ("ask", "tell"):
+    async def _take(self, message: Message) -> None:
+        if message.kind == "tell":
+            await self._answer(message)  # in order, and also when it is the last thing that is said
+            return
+        if message.kind == "ask":
             task = asyncio.get_running_loop().create_task(self._answer(message))
             self._answering.add(task)
             task.add_done_callback(self._answering.discard)
