@@ -125,7 +125,7 @@ class Gateway:
             metrics_type=self.telemetry.METRICS_TYPE,
             provider_states=self.provider_states,
             reload=self.reload_all,
-            flush=self.shipper.flush,
+            flush=self.shipper.flush if siblings is None else siblings.flush,
             exchanges=OpenExchanges(limit=settings.concurrency_max),
         )
 
@@ -230,9 +230,9 @@ class Gateway:
         return {"digest": loaded.catalogue.digest, "warnings": warnings}
 
     async def reload_all(self) -> dict[str, object]:
-        """The same in every worker. Raises BadConfigurationError, RefusedError."""
+        """The same in every worker, and how many there are. Raises BadConfigurationError, RefusedError."""
         if self.siblings is None:
-            return await self.reload()
+            return {**await self.reload(), "workers": 1, "reloaded": 1}
         try:
             return await self.siblings.reload()
         except AnswerError as error:

@@ -51,8 +51,10 @@ class WorkerServer(GatewayServer):
         if self.started and self._siblings.link is not None:
             self._siblings.link.tell("ready", self.gateway.conductor.configuration.catalogue.digest)
 
-    async def _answer(self, what: str, _: Any) -> object:
+    async def _answer(self, what: str, content: Any) -> object:
         match what:
+            case "flush":
+                return await self.gateway.shipper.flush(float(content))
             case "snapshot":
                 return self.gateway.snapshot()
             case "reload":
@@ -72,7 +74,10 @@ class WorkerServer(GatewayServer):
 def main(arguments: Sequence[str]) -> None:
     """The life of a worker."""
     end, *sockets = [socket.socket(fileno=int(argument)) for argument in arguments]
-    given = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent, through a pipe of its own
+    try:
+        given = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent, through a pipe of its own
+    except EOFError:
+        sys.exit(1)  # the parent has ended before it said anything
     assert isinstance(given, Given)
     settings = given.settings
     configure_logs(level=settings.log_level, form=settings.log_format, always={"worker": given.number})

@@ -6,6 +6,7 @@ import asyncio
 import pickle
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -15,6 +16,8 @@ from gateway.adapters.workers import Address, Supervisor
 from gateway.settings import Settings, environment
 
 COMMAND: Final = (sys.executable, "-m", "gateway.cli.worker")
+SAFE_COMMAND: Final = (sys.executable, "-P", "-m", "gateway.cli.worker")
+"""For a parent that does not look for modules in the folder it was started in: neither do its workers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,7 @@ def serve_workers(settings: Settings, address: Address) -> str | None:
     restarts = Counter("gateway_worker_restarts", "Workers that ended and were started again.", registry=registry)
     supervisor = Supervisor(
         count=settings.workers,
-        command=COMMAND,
+        command=COMMAND if {"", str(Path.cwd())} & set(sys.path) else SAFE_COMMAND,
         given=lambda number: pickle.dumps(Given(number=number, settings=settings, environ=environ)),
         address=address,
         counts=Totals(registry),

@@ -26,7 +26,7 @@ async def answers(what: str, content: Any) -> object:
             raise AnswerError("the file is broken")
         case "breaks":
             raise ZeroDivisionError
-    return {"asked": what}
+    return {"asked": what, "with": content}
 
 
 @contextlib.asynccontextmanager
@@ -45,7 +45,11 @@ async def linked() -> AsyncIterator[tuple[Link, asyncio.Task[None], Link, asynci
 async def test_questions_in_both_directions(anyio_backend: str):
     """Answers find their questions, whoever asks and however large they are."""
     async with linked() as (ours, _, theirs, _):
-        asked = [link.ask(f"q{number}", answer=dict[str, str], seconds_max=5) for number in range(20)
+        assert await ours.ask("one", [1, "ü"], answer=dict[str, Any], seconds_max=5) == {
+            "asked": "one",
+            "with": [1, "ü"],
+        }
+        asked = [link.ask(f"q{number}", answer=dict[str, Any], seconds_max=5) for number in range(20)
                  for link in (ours, theirs)]  # fmt: skip
         assert [answer["asked"] for answer in await asyncio.gather(*asked)] == [
             f"q{n}" for n in range(20) for _ in "ab"
@@ -68,7 +72,7 @@ async def test_no_answer(anyio_backend: str):
         with pytest.raises(LinkLostError, match="within"):
             await ours.ask("never", answer=str, seconds_max=0.05)
         waiting = asyncio.create_task(ours.ask("never", answer=str, seconds_max=60))
-        await ours.ask("known", answer=dict[str, str], seconds_max=5)
+        await ours.ask("known", answer=dict[str, Any], seconds_max=5)
         theirs.cancel()
         async with asyncio.timeout(5):
             with pytest.raises(LinkLostError, match="has ended"):

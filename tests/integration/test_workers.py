@@ -142,6 +142,24 @@ async def test_both_serve_and_one_scrape_tells_of_both(
         assert await ours.end() == 0, ours.log()
 
 
+async def test_money_is_read_after_what_all_have_written(
+    anyio_backend: str, database_url: str, redis_url: str, tmp_path: Path
+):
+    """A ledger that is read right after an answer waits for its row, whichever worker is asked."""
+    async with crew(tmp_path, database_url, redis_url, Simulated(seed=3)) as ours:
+        headers = {"authorization": f"Bearer {await ours.make_key()}"}
+        with psycopg.connect(database_url) as db:
+            db.execute("LOCK TABLE ledger IN EXCLUSIVE MODE")  # may be read, and takes no rows
+            async with httpx.AsyncClient(trust_env=False, timeout=20) as client:
+                answer = await client.post(f"{ours.url}/v1/chat/completions", json=chat("[[out=5]]"), headers=headers)
+            assert answer.status_code == 200, answer.text
+            reads = [asyncio.create_task(ours.ledger()) for _ in range(10)]
+            done, _ = await asyncio.wait(reads, timeout=1)
+            assert not done
+        assert [len(rows) for rows in await asyncio.gather(*reads)] == [1] * len(reads)
+        assert await ours.end() == 0, ours.log()
+
+
 async def test_one_is_killed_under_load(anyio_backend: str, database_url: str, redis_url: str, tmp_path: Path):
     """kill -9 for one worker: the other goes on, a new one comes, totals do not fall, and what a client has is in the
     ledger once."""
@@ -181,7 +199,7 @@ async def test_one_is_killed_under_load(anyio_backend: str, database_url: str, r
 async def test_a_stop_drains_both(anyio_backend: str, database_url: str, redis_url: str, tmp_path: Path):
     """SIGTERM for the parent: open streams in both workers finish, all rows are in the database, the status is 0."""
     async with crew(tmp_path, database_url, redis_url, SLOW) as ours:
-        wires = await streams_in_both(ours, await ours.make_key(), tokens=160)
+        wires = await streams_in_both(ours, await ours.make_key(), tokens=400)
         workers = workers_of(ours)
         ending = asyncio.create_task(ours.end())
         await eventually(lambda: is_closed(ours), seconds=5)

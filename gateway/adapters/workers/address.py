@@ -34,8 +34,7 @@ class Address:
         """Takes every address that the host stands for; port 0 takes a free one. Raises AddressError."""
         self._held: list[socket.socket] = []
         try:
-            for family, name in _addresses(host, port):
-                self._held.append(_bound(family, (name, self.port if self._held else port)))
+            self._take(_addresses(host, port), port)
         except OSError as error:
             self.close()
             said = _WORDS.get(error.errno or 0, f"cannot be listened on: {error.strerror or error}.")
@@ -43,6 +42,14 @@ class Address:
         for held in self._held:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self.url = f"http://{_shown(host, self.port)}"
+
+    def _take(self, addresses: list[tuple[int, str]], port: int) -> None:
+        for family, name in addresses:
+            try:
+                self._held.append(_bound(family, (name, self.port if self._held else port)))
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL or ((family, name) == addresses[-1] and not self._held):
+                    raise  # a name may stand for addresses that this machine does not have
 
     @property
     def port(self) -> int:
@@ -63,9 +70,9 @@ class Address:
         self.close()
 
 
-def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
+def _addresses(host: str, port: int) -> list[tuple[int, str]]:
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in found))
+    return list(dict.fromkeys((int(family), str(address[0])) for family, _, _, _, address in found))
 
 
 def _bound(family: int, address: tuple[str, int], *, shared: bool = False) -> socket.socket:

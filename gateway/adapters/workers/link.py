@@ -68,7 +68,7 @@ class Link:
         reader, writer = await asyncio.open_connection(sock=end)
         return cls(reader, writer, handler)
 
-    async def ask(self, what: str, *, answer: type[T], seconds_max: float) -> T:
+    async def ask(self, what: str, content: object = None, *, answer: type[T], seconds_max: float) -> T:
         """The other's answer. Raises LinkLostError, AnswerError."""
         if self._lost:
             raise LinkLostError("the other process has ended")
@@ -76,7 +76,7 @@ class Link:
         asked: asyncio.Future[msgspec.Raw] = asyncio.get_running_loop().create_future()
         self._asked[number] = asked
         try:
-            self._write(Message(kind="ask", number=number, what=what))
+            self._write(Message(kind="ask", number=number, what=what, content=_raw(content)))
             async with asyncio.timeout(seconds_max):
                 return msgspec.json.decode(await asked, type=answer)
         except TimeoutError:

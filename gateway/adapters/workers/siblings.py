@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from gateway.adapters.workers.link import Link, LinkLostError
+from gateway.adapters.workers.link import AnswerError, Link, LinkLostError
 
 METRICS_SECONDS_MAX: Final = 5.0
 RELOAD_SECONDS_MAX: Final = 30.0
@@ -25,6 +25,13 @@ class Siblings:
     async def reload(self) -> dict[str, Any]:
         """Has all workers reload. Raises LinkLostError; AnswerError with the reason where one of them could not."""
         return await self._link().ask("reload", answer=dict[str, Any], seconds_max=RELOAD_SECONDS_MAX)
+
+    async def flush(self, seconds: float) -> bool:
+        """Has all workers bring what is durable to the database; whether they did in that time. Never raises."""
+        try:
+            return await self._link().ask("flush", seconds, answer=bool, seconds_max=2 * seconds)
+        except (LinkLostError, AnswerError):
+            return False
 
     def _link(self) -> Link:
         if self.link is None:

@@ -5,8 +5,8 @@ with its own words, as long as the others are not serving yet; later it is tried
 mistake in a file that nobody has asked to be read must not take down what runs. A parent that is killed cannot tell
 anybody: its workers see their link close and stop by themselves, in order.
 
-Workers tell ``ready`` (with what they run by) or ``refused`` (why they cannot start), and ask for ``metrics`` and
-``reload``; the parent asks them for ``snapshot`` and ``reload``.
+Workers tell ``ready`` (with what they run by) or ``refused`` (why they cannot start), and ask for ``metrics``,
+``reload`` and ``flush``; the parent asks them for ``snapshot``, ``reload`` and ``flush``.
 """
 
 from __future__ import annotations
@@ -210,6 +210,8 @@ class Supervisor:
                 return await self._metrics()
             case "reload":
                 return await self.reload()
+            case "flush":
+                return await self._flush(float(content))
             case _:
                 raise AnswerError(f"nobody here knows of {what!r}")
         return None
@@ -263,6 +265,13 @@ class Supervisor:
     async def _metrics(self) -> str:
         await asyncio.gather(*(self._count(worker) for worker in list(self._workers.values())))
         return self.counts.render()
+
+    async def _flush(self, seconds: float) -> bool:
+        """Whether every worker has brought what is durable to the database."""
+        workers = [worker for worker in self._workers.values() if worker.is_ready]
+        asked = (worker.link.ask("flush", seconds, answer=bool, seconds_max=1.5 * seconds) for worker in workers)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        return all(answer is True for answer in answers)
 
     async def reload(self) -> dict[str, object]:
         """Has every worker read the configuration again. Raises AnswerError where one of them could not."""
