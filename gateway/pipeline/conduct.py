@@ -210,7 +210,7 @@ class Conductor:
             return CLIENT_CLOSED
         finally:
             self.allowances.release(exchange.request_id, spending.tokens)
-            self.turns.wake_all()  # an account serves several models
+            self.turns.wake()
 
     async def _reserve(self, exchange: Exchange, watch: Watch) -> tuple[Exchange, Candidate, list[Candidate]]:
         """The exchange with what is held for it, its first candidate, and the others. Raises RefusedError, or
@@ -244,7 +244,8 @@ class Conductor:
         demand = demand_for(
             exchange.request_id, exchange.principal, exchange.admitted, candidates, exchange.admitted_at
         )
-        return Asking(demand=demand, candidates=tuple(candidates))
+        wants = frozenset(limits.scope for limits in demand.accounts)
+        return Asking(demand=demand, candidates=tuple(candidates), wants=wants)
 
     async def _attempt_each(
         self,
@@ -346,12 +347,11 @@ class Conductor:
         try:
             await self.journal.durable(position)
         except MeteringUnavailableError as error:
-            self._void(this, intent, str(error))
-            self._post(exchange, ZERO)  # its row counts, like every other
+            self._void(exchange, this, intent, str(error))
             raise _unmetered(error) from None
         return intent
 
-    def _void(self, this: Attempt, intent: Intent, why: str) -> None:
+    def _void(self, exchange: Exchange, this: Attempt, intent: Intent, why: str) -> None:
         """Settles an intent of which nothing was sent, for it may reach the disk after all."""
         outcome = Outcome(
             status=AttemptStatus.ABANDONED,
@@ -363,6 +363,7 @@ class Conductor:
         )
         with contextlib.suppress(MeteringUnavailableError):
             nothing = rate(NO_USAGE, this.price, cache_ttl=intent.cache_ttl)
+            self._post(exchange, ZERO)  # balances count rows, and this is one
             entry, _ = settle(intent, nothing, outcome, self.journal, finished_at=self.clock.now(), is_final=True)
             self.telemetry.attempt_settled(entry)
 
@@ -424,6 +425,7 @@ class Conductor:
             verdict = await self.allowances.retry(asking.demand)
             if not isinstance(verdict, Granted):
                 return None, held
+            self.turns.wake()  # the account that was left has room
             chosen = well[verdict.account or 0]
             held = None if held is None else spent + verdict.amount
         self._claim(chosen, candidates)
