@@ -20,7 +20,7 @@ LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
-    def __init__(self, always: Mapping[str, object]) -> None:
+    def __init__(self, always: Mapping[str, object] = MappingProxyType({})) -> None:
         super().__init__()
         self._always = always
 
@@ -41,7 +41,7 @@ class JsonFormatter(logging.Formatter):
 class ConsoleFormatter(logging.Formatter):
     """One readable line."""
 
-    def __init__(self, always: Mapping[str, object]) -> None:
+    def __init__(self, always: Mapping[str, object] = MappingProxyType({})) -> None:
         super().__init__()
         self._always = always
 
