@@ -69,8 +69,9 @@ async def test_a_reason_why_not(anyio_backend: str):
 async def test_no_answer(anyio_backend: str):
     """A question has a deadline, and ends at once with the process that was asked."""
     async with linked() as (ours, hearing, _, theirs):
-        with pytest.raises(LinkLostError, match="within"):
-            await ours.ask("never", answer=str, seconds_max=0.05)
+        async with asyncio.timeout(5):
+            with pytest.raises(LinkLostError, match="within"):
+                await ours.ask("never", answer=str, seconds_max=0.05)
         waiting = asyncio.create_task(ours.ask("never", answer=str, seconds_max=60))
         await ours.ask("known", answer=dict[str, Any], seconds_max=5)
         theirs.cancel()

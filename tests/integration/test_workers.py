@@ -215,8 +215,7 @@ async def test_a_stop_drains_both(anyio_backend: str, database_url: str, redis_u
     assert rows == [("succeeded", "provider")] * len(wires)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(("count", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
 async def test_a_second_signal(
     anyio_backend: str, database_url: str, redis_url: str, tmp_path: Path, count: int, number: int
 ):
