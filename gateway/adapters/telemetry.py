@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway.core.ledger import LedgerEntry
+from gateway.core.shedding import Shed
 
 LOGGER: Final = logging.getLogger("gateway.exchange")
 SECONDS_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
@@ -67,6 +68,12 @@ class PrometheusTelemetry:
             "gateway_refusals",
             "Requests answered before they became an exchange.",
             ("path", "code", "status"),
+            registry=self.registry,
+        )
+        self._sheds = Counter(
+            "gateway_shed",
+            "Requests turned away because too many are open: in all (full), or of one key (share).",
+            ("reason",),
             registry=self.registry,
         )
         self._defects = Counter("gateway_defects", "Errors in the gateway's own code.", registry=self.registry)
@@ -147,6 +154,9 @@ class PrometheusTelemetry:
         self._counter(self._refusals, path, code, str(status)).inc()
         fields = {"request_id": request_id, "path": path, "code": code, "status": status}
         LOGGER.info("refused", extra={"fields": fields})
+
+    def shed(self, reason: Shed) -> None:
+        self._counter(self._sheds, reason.value).inc()
 
     def exchange_ended(
         self, *, request_id: str, key_id: str, model: str, surface: str, status: int, seconds: float

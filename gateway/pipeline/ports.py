@@ -20,6 +20,7 @@ from gateway.core.health import Health, Subject
 from gateway.core.keys import KeyChange, KeyGrant, KeyRecord
 from gateway.core.ledger import LedgerEntry, Record
 from gateway.core.organisation import Organisation
+from gateway.core.shedding import Shed
 from gateway.core.teams import TeamChange, TeamRecord, TeamTerms
 
 
@@ -232,6 +233,10 @@ class Telemetry(Protocol):
 
     def refused(self, *, request_id: str, path: str, code: str, status: int) -> None:
         """A request was answered before it became an exchange."""
+        ...
+
+    def shed(self, reason: Shed) -> None:
+        """A request was turned away because too many are open."""
         ...
 
     def exchange_ended(
