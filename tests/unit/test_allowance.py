@@ -398,7 +398,7 @@ def test_a_window_is_kept_as_long_as_a_hold_counts_in_it():
 
 
 def test_balances_may_be_told_twice_late_and_out_of_order():
-    """Of two figures of one journal the one with more rows knows more; a correction may lower what is posted."""
+    """Of two figures of one journal the one with more rows knows more, of two with as many the later one."""
     window = WindowState(claim().window)
     for journal_id, balance, spent in (
         ("j1", Balance(50, 5), 50),
@@ -408,6 +408,7 @@ def test_balances_may_be_told_twice_late_and_out_of_order():
         ("j1", NOTHING_POSTED, 57),
         ("j1", Balance(30, 6), 37),
         ("j2", Balance(9, 2), 39),
+        ("j2", Balance(8, 2), 38),
     ):
         window.tell(journal_id, balance)
         assert window.spent == spent
