@@ -417,9 +417,7 @@ class Conductor:
     ) -> tuple[Candidate | None, Money | None]:
         """The candidate to try next, and what is held in all with it: None where retries are used up, nobody is well,
         or what is held, and can be held in addition, does not bear another attempt."""
-        budget = self.retry_budget.spend()
-        well = [] if budget is None else self._well(candidates)
-        if budget is None or not well:
+        if self.retry_budget.spend() is None or not (well := self._well(candidates)):
             return None, held
         chosen = well[0]
         if exchange.reservation.is_held:
@@ -431,7 +429,7 @@ class Conductor:
             chosen = well[verdict.account or 0]
             held = None if held is None else spent + verdict.amount
         self._claim(chosen, candidates)
-        self.retry_budget = budget
+        self.retry_budget = self.retry_budget.spend() or self.retry_budget  # others may have spent it meanwhile
         return chosen, held
 
     def _settle(
