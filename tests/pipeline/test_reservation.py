@@ -121,7 +121,8 @@ async def test_a_budget_in_all_has_no_reset():
     run = await ask(world, limited(budget(5, period=Period.TOTAL)))
     assert "in total" in run.reply.error["message"]
     assert "reset" not in run.reply.error["message"]
-    run = await ask(world, limited(budget(5, period=Period.DAY, time_zone="Asia/Shanghai")))
+    shanghai = replace(limited(budget(5, period=Period.DAY, time_zone="Asia/Shanghai")), time_zone="Asia/Shanghai")
+    run = await ask(world, shanghai)
     assert "It is reset at 2026-03-01T16:00:00Z." in run.reply.error["message"]
 
 
@@ -278,7 +279,7 @@ def test_however_a_request_ends_nothing_stays_held(how: str):
         assert world.allowances.book.holds == {}
         spent = sum(entry.cost_pico for entry in world.journal.entries())
         assert state(world, mine) == (spent, 0)
-        assert world.allowances.book._running == {}
+        assert all(scope.running == 0 for scope in world.allowances.book._scopes.values())
 
     scenario()
 

@@ -12,6 +12,8 @@ from datetime import UTC, date, datetime
 from random import Random
 from typing import Final, NamedTuple
 
+import msgspec
+
 from gateway.core.allowance import (
     LEASE_MS,
     AccountsFull,
@@ -405,7 +407,8 @@ class Trial:
             state = self.book.windows[key]
             assert (state.spent, state.held) == (self.model.spent(key), self.model.held(key)), key
         scope = self.chance.choice([*self.limits, *(each.scope for each in self.accounts)])
-        assert self.book._running.get(scope, 0) == self.model.running(scope), scope
+        state = self.book._scopes.get(scope)
+        assert (0 if state is None else state.running) == self.model.running(scope), scope
 
     def end(self) -> None:
         """Everybody is gone: nothing is held, and what is spent is what was posted."""
@@ -415,7 +418,7 @@ class Trial:
         self.now_ms = self.latest_ms + LEASE_MS
         self.sweep()
         assert self.book.holds == {}
-        assert self.book._running == {}
+        assert all(state.running == 0 for state in self.book._scopes.values())
         for key, window in self.windows.items():
             for worker in self.dead:
                 self._tell(window, worker.journal_id, worker.balance(window))
@@ -493,7 +496,7 @@ class Trial:
             verdict = replace(verdict, retry_after_ms=0)
         if isinstance(verdict, Granted | Limited):
             self._check_rates(verdict)
-            verdict = replace(verdict, rates=NO_RATES)
+            verdict = changed(verdict, rates=NO_RATES)
         assert verdict == foretold
 
     def _check_wait(self, limited: Limited) -> None:
@@ -534,6 +537,10 @@ class Trial:
     def _any_hold(self) -> tuple[Worker, Demand] | None:
         found = [(worker, demand) for worker in self.workers for demand in worker.holds.values()]
         return self.chance.choice(found) if found else None
+
+
+def changed(verdict: Granted | Limited, **changes: object) -> Granted | Limited:
+    return msgspec.structs.replace(verdict, **changes) if isinstance(verdict, Granted) else replace(verdict, **changes)
 
 
 def _limited(limits: RateLimits, kind: LimitKind, tokens: int) -> Limited:

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 import pytest
 
 from gateway.core.allowance import (
-    FULL_RETRY_MS,
     LEASE_MS,
     NOTHING_POSTED,
     AccountsFull,
@@ -22,7 +21,7 @@ from gateway.core.allowance import (
     WindowState,
 )
 from gateway.core.budget import Budget, BudgetMode, Period, window_of
-from gateway.core.limits import LimitKind, RateLimits, RateState
+from gateway.core.limits import FULL_RETRY_MS, LimitKind, RateLimits, RateState
 from gateway.core.money import ZERO, Money
 
 NOW = 1_764_000_000_000
@@ -78,7 +77,12 @@ def state(book: AllowanceBook, of: BudgetClaim) -> tuple[int, int]:
 
 
 def taken(book: AllowanceBook, *names: str) -> dict[str, int]:
-    return {name: book._minutes[(name, LimitKind.TOKENS)].taken for name in names}
+    return {name: book._scopes[name].tokens.taken for name in names}
+
+
+def running(book: AllowanceBook) -> dict[str, int]:
+    """Requests under way, by scope."""
+    return {scope: state.running for scope, state in book._scopes.items() if state.running}
 
 
 # --- all or nothing --------------------------------------------------------------------------------------------------
@@ -113,8 +117,8 @@ def test_a_refusal_takes_nothing(demand, kind):
     assert isinstance(book.take(ask("r1", mine, **demand), NOW), kind)
     assert book.holds == {}
     assert state(book, mine) == (0, 0)
-    assert book._running == {}
-    assert all(minute.taken == 0 for minute in book._minutes.values())
+    assert running(book) == {}
+    assert all(state.requests.taken == state.tokens.taken == 0 for state in book._scopes.values())
 
 
 def test_a_hold_that_is_asked_for_again_is_the_same_hold():
@@ -175,7 +179,7 @@ def test_a_limit_that_was_set_meanwhile_has_counted_nothing_of_a_request():
     book.take(ask("r2", limits=(KEY,), tokens=500), NOW)
     book.release("r1", 0)
     assert taken(book, "key:a") == {"key:a": 500}
-    assert book._running == {"key:a": 1}
+    assert running(book) == {"key:a": 1}
 
 
 def test_a_clock_that_is_set_back_gives_nothing_back():
@@ -195,8 +199,7 @@ def test_minutes_that_are_over_are_forgotten():
     book.take(ask("r1", limits=(KEY,), accounts=(MAIN,)), NOW)
     book.release("r1", 0)
     book.sweep(NOW + 61_000)
-    assert book._minutes == {}
-    assert book._running == {}
+    assert book._scopes == {}
 
 
 # --- accounts --------------------------------------------------------------------------------------------------------
@@ -334,7 +337,7 @@ def test_a_retry_holds_again_what_the_failed_attempt_has_cost():
     assert state(book, mine) == (5, 9)
     book.release("r1", 0)
     assert state(book, mine) == (5, 0)
-    assert book._running == {}
+    assert running(book) == {}
 
 
 def test_a_retry_that_needs_nothing_more_needs_nobodys_leave():
@@ -353,11 +356,11 @@ def test_a_retry_leaves_the_account_it_had():
     book.take(ask("r1", accounts=(MAIN,)), NOW)
     book.take(ask("r2", accounts=(SPARE,)), NOW)
     assert isinstance(book.retry(ask("r1", accounts=(SPARE,)), NOW), AccountsFull)
-    assert book._running == {"account:e/main": 1, "account:e/spare": 1}
+    assert running(book) == {"account:e/main": 1, "account:e/spare": 1}
     book.release("r2", 0)
     assert isinstance(book.retry(ask("r1", accounts=(SPARE,)), NOW), Granted)
-    assert book._running == {"account:e/spare": 1}
-    assert book._minutes[(MAIN.scope, LimitKind.REQUESTS)].taken == 1
+    assert running(book) == {"account:e/spare": 1}
+    assert book._scopes[MAIN.scope].requests.taken == 1
 
 
 # --- leases ----------------------------------------------------------------------------------------------------------
@@ -373,7 +376,7 @@ def test_a_hold_that_nobody_renews_ends_once():
     assert book.sweep(NOW + LEASE_MS - 1) == []
     assert book.sweep(NOW + LEASE_MS) == ["r1"]
     assert state(book, mine) == (0, 10)
-    assert book._running == {"key:a": 1}
+    assert running(book) == {"key:a": 1}
     assert taken(book, "key:a") == {"key:a": 200}, "nobody knows what it has used"
     book.spend("r1", 5)
     book.release("r1", 0)
