@@ -32,6 +32,10 @@ MOVED_OVERLAP_SECONDS: Final = 65.0
 """A posting is looked for at least this long after it was made: its transaction may commit late."""
 KEEP_AFTER_END: Final = timedelta(hours=1)
 FIRST_WORD_SECONDS_MAX: Final = 10.0
+SILENT_SECONDS: Final = 2.0
+"""A database that has not answered is not waited for again so soon: whoever needs it is told at once."""
+MERGE_AFTER: Final = timedelta(days=40)
+"""Days that lie back further are in no window but the whole of time."""
 
 
 async def _at_once() -> None:
@@ -56,6 +60,15 @@ class OwnPostings:
         else:
             posted[0] += cost
             posted[1] += 1
+
+    def merge_before(self, day: date) -> None:
+        """Days before this one become one, which counts in the whole of time only."""
+        for days in self._days.values():
+            for old in [each for each in days if date.min < each < day]:
+                cost, rows = days.pop(old)
+                merged = days.setdefault(date.min, [0, 0])
+                merged[0] += cost
+                merged[1] += rows
 
     def of(self, window: BudgetWindow) -> Balance:
         """The sum of the window's days."""
@@ -100,20 +113,31 @@ class KnownWindows:
     def posted(self, window_key: str) -> Balance:
         return self._posted.get(window_key, NOTHING_POSTED)
 
-    def forget_ended(self, now: datetime) -> list[str]:
-        """Windows that ended a while ago are not known any more."""
-        ended = [
+    def ended(self, now: datetime) -> list[BudgetWindow]:
+        """Those that ended a while ago."""
+        return [
             window
             for windows in self._by_scope.values()
             for window in windows.values()
             if window.ends_at is not None and window.ends_at + KEEP_AFTER_END <= now
         ]
-        for window in ended:
-            del self._posted[window.key]
-            del self._by_scope[window.scope][window.key]
-            if not self._by_scope[window.scope]:
-                del self._by_scope[window.scope]
-        return [window.key for window in ended]
+
+    def forget(self, window: BudgetWindow) -> None:
+        """It is not known any more."""
+        del self._posted[window.key]
+        del self._by_scope[window.scope][window.key]
+        if not self._by_scope[window.scope]:
+            del self._by_scope[window.scope]
+
+
+class _Question:
+    """Windows that the database is asked for together. ``answer``: whether it has said."""
+
+    __slots__ = ("answer", "windows")
+
+    def __init__(self) -> None:
+        self.windows: dict[str, BudgetWindow] = {}
+        self.answer: asyncio.Task[bool] | None = None
 
 
 class LocalAllowances:
@@ -135,6 +159,12 @@ class LocalAllowances:
         self._clock = clock
         self._caught_up = caught_up
         self._alive_since = clock.now()
+        self._refreshed = clock.monotonic()
+        self._unasked: dict[str, BudgetWindow] = {}  # opened empty; what others have posted there is asked soon
+        self._question: _Question | None = None  # what is asked next
+        self._asking = asyncio.Lock()
+        self._answers: set[asyncio.Task[bool]] = set()
+        self._silent_until = clock.monotonic()
 
     async def take(self, demand: Demand) -> Verdict:
         answer = await self._known(demand)
@@ -156,29 +186,42 @@ class LocalAllowances:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Keeps up with what others have posted, and forgets what is over, until ``stop``."""
-        while not stop.is_set():
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), MOVED_EVERY_SECONDS)
-                return
-            with suppress(StoreUnavailableError):
-                await self.refresh()
-            self.tidy()
+        try:
+            while not stop.is_set():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), MOVED_EVERY_SECONDS)
+                    return
+                with suppress(StoreUnavailableError):
+                    await self.refresh()
+                self.tidy()
+        finally:
+            for answer in self._answers:
+                answer.cancel()
 
     async def refresh(self) -> None:
-        """Asks for what other journals have posted lately. Raises StoreUnavailableError."""
-        scopes = await self._balances.moved(seconds=MOVED_OVERLAP_SECONDS, but=self._windows.journal_id)
-        windows = self._windows.of_scopes(scopes)
-        if windows:
-            for key, told in (await self._balances.of(windows)).items():
-                for journal_id, balance in told.items():
-                    self.book.tell(key, journal_id, balance)
+        """Asks for what other journals have posted since the last time. Raises StoreUnavailableError."""
+        now = self._clock.monotonic()
+        seconds = now - self._refreshed + MOVED_OVERLAP_SECONDS
+        scopes = await self._balances.moved(seconds=seconds, but=self._windows.journal_id)
+        asked = dict(self._unasked)
+        asked.update((window.key, window) for window in self._windows.of_scopes(scopes))
+        if asked:
+            for key, told in (await self._balances.of(list(asked.values()))).items():
+                self._tell(key, told)
+        for key in asked:
+            self._unasked.pop(key, None)
+        self._refreshed = now
 
     def tidy(self) -> None:
         """Forgets windows and minutes that are over. Every hold here has an owner in this process: none expires."""
-        now = self._now_ms()
-        self.book.renew(list(self.book.holds), now)
-        self.book.sweep(now)
-        self.book.forget(self._windows.forget_ended(self._clock.now()))
+        now_ms, now = self._now_ms(), self._clock.now()
+        self.book.renew(list(self.book.holds), now_ms)
+        self.book.sweep(now_ms)
+        ended = {window.key: window for window in self._windows.ended(now)}
+        for key in self.book.forget(ended):
+            self._windows.forget(ended[key])
+            self._unasked.pop(key, None)
+        self._windows.own.merge_before((now - MERGE_AFTER).date())
 
     async def _known(self, demand: Demand) -> Demand | Unknowable:
         """The demand with every window that it claims opened; without those of which nothing is known and that do not
@@ -186,25 +229,56 @@ class LocalAllowances:
         new = [claim for claim in demand.budgets if claim.window.key not in self.book.windows]
         if not new:
             return demand
-        born = [claim for claim in new if self._begins_empty(claim.window)]
-        for claim in born:
-            self._open(claim.window, {})
-        unknown = [claim for claim in new if claim not in born]
-        if not unknown:
+        unknown = [claim for claim in new if not self._begins_empty(claim.window)]
+        for claim in new:
+            if claim not in unknown:
+                self._unasked[claim.window.key] = claim.window
+                self._open(claim.window, {})
+        if not unknown or await self._first_word([claim.window for claim in unknown]):
             return demand
+        return _without(demand, unknown)
+
+    async def _first_word(self, windows: list[BudgetWindow]) -> bool:
+        """Opens these windows with what is posted in them; whether the database has said. Whoever asks while it is
+        being asked is in the next question, so that a thousand at once are two questions."""
+        if self._clock.monotonic() < self._silent_until:
+            return False
+        question = self._question
+        if question is None:
+            question = self._question = _Question()
+            question.answer = asyncio.get_running_loop().create_task(self._ask(question), name="first-word")
+            self._answers.add(question.answer)
+            question.answer.add_done_callback(self._answers.discard)
+        question.windows.update((window.key, window) for window in windows)
+        assert question.answer is not None
+        return await asyncio.shield(question.answer)
+
+    async def _ask(self, question: _Question) -> bool:
         try:
-            async with asyncio.timeout(FIRST_WORD_SECONDS_MAX):
+            async with asyncio.timeout(FIRST_WORD_SECONDS_MAX), self._asking:
                 await self._caught_up()
-                found = await self._balances.of([claim.window for claim in unknown])
+                self._question = None
+                found = await self._balances.of(list(question.windows.values()))
         except (StoreUnavailableError, TimeoutError):
-            return _without(demand, unknown)
-        for claim in unknown:
-            self._open(claim.window, found.get(claim.window.key, {}))
-        return demand
+            self._silent_until = self._clock.monotonic() + SILENT_SECONDS
+            return False
+        finally:
+            if self._question is question:
+                self._question = None
+        for key, window in question.windows.items():
+            self._open(window, found.get(key, {}))
+        return True
 
     def _open(self, window: BudgetWindow, told: Mapping[str, Balance]) -> None:
-        self.book.open(window, told)
+        self.book.open(window, {})
+        self._tell(window.key, told)
         self.book.tell(window.key, self._windows.journal_id, self._windows.add(window))
+
+    def _tell(self, window_key: str, told: Mapping[str, Balance]) -> None:
+        """What the database has of others; of our own journal nobody knows better than we."""
+        for journal_id, balance in told.items():
+            if journal_id != self._windows.journal_id:
+                self.book.tell(window_key, journal_id, balance)
 
     def _begins_empty(self, window: BudgetWindow) -> bool:
         return window.begins_at is not None and window.begins_at > self._alive_since

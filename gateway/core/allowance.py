@@ -21,7 +21,6 @@ from gateway.core.money import ZERO, Money
 
 LEASE_MS: Final = 60_000
 """A hold that nobody renews for so long belongs to a worker that is no more."""
-HOLDS_MAX: Final = 100_000
 FULL_RETRY_MS: Final = 1_000
 """When to ask again for one of several requests at once: nobody knows when the others end."""
 
@@ -137,9 +136,10 @@ class WindowState:
 
 
 class Hold:
-    """One open hold: what it took, and of whom. ``amount`` is what of it is not posted yet, in pico-dollars."""
+    """One open hold: what it took, and of whom. ``amount`` is what of it is not posted yet, in pico-dollars;
+    ``clamped_by`` the identity of the budget that shortened it."""
 
-    __slots__ = ("account", "amount", "expires_ms", "limits", "second", "tokens", "windows")
+    __slots__ = ("account", "amount", "clamped_by", "expires_ms", "limits", "second", "tokens", "windows")
 
     def __init__(
         self,
@@ -151,6 +151,7 @@ class Hold:
         limits: tuple[RateLimits, ...],
         windows: tuple[str, ...],
         account: RateLimits | None,
+        clamped_by: str | None,
     ) -> None:
         self.amount = amount
         self.tokens = tokens
@@ -159,22 +160,25 @@ class Hold:
         self.limits = limits
         self.windows = windows
         self.account = account
+        self.clamped_by = clamped_by
 
 
 class AllowanceBook:
     """All windows, minutes and holds, as a state machine: the same calls at the same moments, the same answers.
 
     It is the state of one worker without Redis, and the oracle that the scripts in Redis are tested against (law L12).
-    Every window that a demand claims must have been opened before. Moments are milliseconds since the epoch.
+    Every window that a demand claims must have been opened before. Moments are milliseconds since the epoch, and never
+    run backwards in here: an earlier one counts as the latest one seen.
     """
 
-    __slots__ = ("_minutes", "_running", "holds", "windows")
+    __slots__ = ("_latest_ms", "_minutes", "_running", "holds", "windows")
 
     def __init__(self) -> None:
         self.windows: dict[str, WindowState] = {}
         self.holds: dict[str, Hold] = {}
         self._minutes: dict[tuple[str, LimitKind], SlidingMinute] = {}
         self._running: dict[str, int] = {}
+        self._latest_ms = 0
 
     # --- what is spent ---------------------------------------------------------------------------------------------
 
@@ -205,10 +209,12 @@ class AllowanceBook:
     # --- holds -----------------------------------------------------------------------------------------------------
 
     def take(self, demand: Demand, now_ms: int) -> Verdict:
-        """Everything, as a hold with the request's identity; or nothing, with the first reason."""
+        """Everything, as a hold with the request's identity; or nothing, with the first reason. Who asks again for a
+        hold that is open is answered the same again."""
+        now_ms = self._now(now_ms)
         known = self.holds.get(demand.hold_id)
         if known is not None:
-            return Granted(amount=Money(known.amount), account=_place(known.account, demand.accounts))
+            return self._granted(known, demand, now_ms)
         limited = self._limited(demand, now_ms)
         if limited is not None:
             return limited
@@ -225,7 +231,7 @@ class AllowanceBook:
         windows = tuple(claim.window.key for claim in demand.budgets)
         for key in windows:
             self.windows[key].held += amount
-        self.holds[demand.hold_id] = Hold(
+        hold = self.holds[demand.hold_id] = Hold(
             amount=amount,
             tokens=demand.tokens,
             second=now_ms // 1000,
@@ -233,18 +239,20 @@ class AllowanceBook:
             limits=demand.limits,
             windows=windows,
             account=None if account is None else demand.accounts[account],
+            clamped_by=None if clamped_by is None else clamped_by.budget_id,
         )
-        rates = self._rates(demand.limits, now_ms)
-        return Granted(amount=Money(amount), account=account, rates=rates, clamped_by=clamped_by)
+        return self._granted(hold, demand, now_ms)
 
     def retry(self, demand: Demand, now_ms: int) -> Verdict:
         """The same hold for one more attempt: ``amount`` again, on top of what the last attempts have cost, at the
-        first of ``accounts`` with room. The account that was left has a request less at once; its minute keeps it."""
+        first of ``accounts`` with room. The account that was left has a request less at once; its minute keeps it.
+        What is still held needs nobody's leave, even where a budget has been lowered or overrun meanwhile."""
+        now_ms = self._now(now_ms)
         hold = self.holds.get(demand.hold_id)
         if hold is None:
             return self.take(demand, now_ms)
         more = max(0, demand.amount.pico - hold.amount)
-        for claim in demand.budgets:
+        for claim in demand.budgets if more else ():
             if claim.window.key not in hold.windows or claim.budget.mode is BudgetMode.SOFT:
                 continue
             available = self._available(claim)
@@ -272,7 +280,7 @@ class AllowanceBook:
         for limits in hold.limits:
             self._end(limits)
             minute = self._minutes.get((limits.scope, LimitKind.TOKENS))
-            if minute is not None:
+            if minute is not None and limits.tpm is not None:  # a limit set since then has counted nothing of it
                 minute.correct(hold.second, tokens - hold.tokens)
         if hold.account is not None:
             self._end(hold.account)
@@ -281,6 +289,7 @@ class AllowanceBook:
 
     def renew(self, hold_ids: Iterable[str], now_ms: int) -> None:
         """These are still under way."""
+        now_ms = self._now(now_ms)
         for hold_id in hold_ids:
             hold = self.holds.get(hold_id)
             if hold is not None:
@@ -288,6 +297,7 @@ class AllowanceBook:
 
     def sweep(self, now_ms: int) -> list[str]:
         """Releases the holds whose lease is over; returns their identities. Forgets minutes that are over."""
+        now_ms = self._now(now_ms)
         expired = [hold_id for hold_id, hold in self.holds.items() if hold.expires_ms <= now_ms]
         for hold_id in expired:
             self.release(hold_id, self.holds[hold_id].tokens)
@@ -297,12 +307,28 @@ class AllowanceBook:
                 del self._minutes[of]
         return expired
 
-    def forget(self, windows: Iterable[str]) -> None:
-        """These windows are no longer known, but for those that something is held in."""
-        for key in list(windows):
-            state = self.windows.get(key)
-            if state is not None and not state.held:
-                del self.windows[key]
+    def forget(self, windows: Iterable[str]) -> list[str]:
+        """These windows are no longer known, but for those that an open hold counts in; returns which."""
+        kept = {key for hold in self.holds.values() for key in hold.windows}
+        forgotten = [key for key in dict.fromkeys(windows) if key in self.windows and key not in kept]
+        for key in forgotten:
+            assert not self.windows[key].held, "what is held is the sum of the holds"
+            del self.windows[key]
+        return forgotten
+
+    def _now(self, now_ms: int) -> int:
+        self._latest_ms = max(self._latest_ms, now_ms)
+        return self._latest_ms
+
+    def _granted(self, hold: Hold, demand: Demand, now_ms: int) -> Granted:
+        """What the owner of a hold is told."""
+        shortened = [claim.budget for claim in demand.budgets if claim.budget.budget_id == hold.clamped_by]
+        return Granted(
+            amount=Money(hold.amount),
+            account=_place(hold.account, demand.accounts),
+            rates=self._rates(demand.limits, now_ms),
+            clamped_by=shortened[0] if shortened else None,
+        )
 
     # --- limits ----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Estimates go through the same ``rate`` as charges, and their token counts are calibrated on what providers told.
+"""Estimates are what ``rate`` would charge, and their token counts are calibrated on what providers told.
 
 A calibration is bytes per token, learned from finished answers; it starts from a prior measured on agent prompts
 (4.2 bytes a token) and forgets slowly. Bytes are steadier than characters: Chinese and English differ less.
@@ -11,7 +11,7 @@ from typing import Final
 
 from gateway.core.money import Money
 from gateway.core.pricing import DEFAULT_CACHE_TTL, Price, rate
-from gateway.core.usage import Usage
+from gateway.core.usage import Meter, Usage
 
 PRIOR_BYTES: Final = 4_200
 PRIOR_TOKENS: Final = 1_000
@@ -20,6 +20,7 @@ FORGET_ABOVE_TOKENS: Final = 2_000_000
 OUTPUT_LIMIT_MAX: Final = 2**31 - 1
 OUTPUT_TOKENS_PRIOR: Final = 1_000
 """What a thinking answer is expected to be long before any was seen."""
+_INPUT_METERS: Final = (Meter.INPUT, Meter.CACHE_READ, Meter.CACHE_WRITE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +71,10 @@ def expected_cost(
 def largest_cost(
     price: Price, *, input_tokens: int, output_limit: int, n: int = 1, cache_ttl: str = DEFAULT_CACHE_TTL
 ) -> Money:
-    """What an answer within the output limit costs at the most: nothing cached, all written, all output used."""
-    as_input = Usage(input=input_tokens, output=output_limit * n)
-    as_written = Usage(input=0, cache_write=input_tokens, output=output_limit * n)
-    return max(rate(usage, price, cache_ttl=cache_ttl).cost for usage in (as_input, as_written))
+    """What an answer within the output limit costs at the most: all input of the dearest kind, all output used. The
+    same as the dearest ``rate``, without its lines: every request asks this of every candidate."""
+    dearest = max(price.unit(meter, cache_ttl=cache_ttl) for meter in _INPUT_METERS)
+    return dearest.times(input_tokens) + price.output.times(output_limit * n)
 
 
 def input_tokens_max(input_bytes: int) -> int:

@@ -210,7 +210,7 @@ class Conductor:
             return CLIENT_CLOSED
         finally:
             self.allowances.release(exchange.request_id, spending.tokens)
-            self.turns.wake(exchange.admitted.model.name)
+            self.turns.wake()
 
     async def _reserve(self, exchange: Exchange, watch: Watch) -> tuple[Exchange, Candidate, list[Candidate]]:
         """The exchange with what is held for it, its first candidate, and the others. Raises RefusedError, or
@@ -244,7 +244,8 @@ class Conductor:
         demand = demand_for(
             exchange.request_id, exchange.principal, exchange.admitted, candidates, exchange.admitted_at
         )
-        return Asking(demand=demand, candidates=tuple(candidates))
+        wants = frozenset(limits.scope for limits in demand.accounts)
+        return Asking(demand=demand, candidates=tuple(candidates), wants=wants)
 
     async def _attempt_each(
         self,
@@ -346,11 +347,11 @@ class Conductor:
         try:
             await self.journal.durable(position)
         except MeteringUnavailableError as error:
-            self._void(this, intent, str(error))
+            self._void(exchange, this, intent, str(error))
             raise _unmetered(error) from None
         return intent
 
-    def _void(self, this: Attempt, intent: Intent, why: str) -> None:
+    def _void(self, exchange: Exchange, this: Attempt, intent: Intent, why: str) -> None:
         """Settles an intent of which nothing was sent, for it may reach the disk after all."""
         outcome = Outcome(
             status=AttemptStatus.ABANDONED,
@@ -362,6 +363,7 @@ class Conductor:
         )
         with contextlib.suppress(MeteringUnavailableError):
             nothing = rate(NO_USAGE, this.price, cache_ttl=intent.cache_ttl)
+            self._post(exchange, ZERO)  # balances count rows, and this is one
             entry, _ = settle(intent, nothing, outcome, self.journal, finished_at=self.clock.now(), is_final=True)
             self.telemetry.attempt_settled(entry)
 
@@ -415,9 +417,7 @@ class Conductor:
     ) -> tuple[Candidate | None, Money | None]:
         """The candidate to try next, and what is held in all with it: None where retries are used up, nobody is well,
         or what is held, and can be held in addition, does not bear another attempt."""
-        budget = self.retry_budget.spend()
-        well = [] if budget is None else self._well(candidates)
-        if budget is None or not well:
+        if self.retry_budget.spend() is None or not (well := self._well(candidates)):
             return None, held
         chosen = well[0]
         if exchange.reservation.is_held:
@@ -425,10 +425,11 @@ class Conductor:
             verdict = await self.allowances.retry(asking.demand)
             if not isinstance(verdict, Granted):
                 return None, held
+            self.turns.wake()  # the account that was left has room
             chosen = well[verdict.account or 0]
             held = None if held is None else spent + verdict.amount
         self._claim(chosen, candidates)
-        self.retry_budget = budget
+        self.retry_budget = self.retry_budget.spend() or self.retry_budget  # others may have spent it meanwhile
         return chosen, held
 
     def _settle(

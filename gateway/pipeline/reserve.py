@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, assert_never
 
@@ -24,7 +24,7 @@ from gateway.core.allowance import (
 from gateway.core.budget import Budget, window_of
 from gateway.core.estimate import input_tokens_max, largest_cost, output_limit_affordable
 from gateway.core.exchange import NOTHING_RESERVED, Admitted, Candidate, Principal, Reservation
-from gateway.core.limits import LimitKind
+from gateway.core.limits import LimitKind, RateLimits
 from gateway.core.money import ZERO, Money
 from gateway.core.refusal import Refusal, RefusalCode, RefusedError
 from gateway.pipeline.ports import Allowances
@@ -34,6 +34,8 @@ CLAMPED_TOKENS_MIN: Final = 256
 """A budget that cannot bear an answer of so many tokens is exceeded, and does not shorten it further."""
 AGAIN_SECONDS_MAX: Final = 1.0
 """Somebody asks again at least this often: other workers' requests end unseen."""
+_NO_ROOM: Final = RateLimits(scope="account:", name="", rpm=0)
+"""An account that never has room: who asks for it learns what else stands in the way, and takes nothing."""
 FULL_WORDS: Final = {
     LimitKind.REQUESTS: "its requests per minute are used up",
     LimitKind.TOKENS: "its tokens per minute are used up",
@@ -43,10 +45,12 @@ FULL_WORDS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asking:
-    """A demand as it is at this moment, and the candidates that its accounts stand for, in the same order."""
+    """A demand as it is at this moment, and the candidates that its accounts stand for, in the same order. ``wants``
+    are the accounts that will do."""
 
     demand: Demand
     candidates: tuple[Candidate, ...]
+    wants: frozenset[str]
 
 
 def demand_for(
@@ -113,19 +117,18 @@ async def reserve(
     now = asking()
     if not is_needed(now.demand):
         return NOTHING_RESERVED, now.candidates[0]
-    group = admitted.model.name
-    waiting = _Waiting(turns, group, principal.key_id, wait_seconds_max)
-    if now.demand.accounts and turns.has_waiting(group):
-        await waiting.turn(again_after=AGAIN_SECONDS_MAX, why=None)
+    waiting = _Waiting(turns, principal.key_id, wait_seconds_max)
+    now = _behind_others(now, turns)
     try:
         while True:
-            now = asking()
             verdict = await allowances.take(now.demand)
             match verdict:
                 case Granted():
+                    waiting.is_served = True
                     return _reservation(verdict, now, admitted), now.candidates[verdict.account or 0]
                 case AccountsFull():
-                    await waiting.turn(again_after=verdict.retry_after_ms / 1000, why=(now, verdict))
+                    await waiting.turn(now, verdict)
+                    now = asking()
                 case Limited():
                     raise RefusedError(_limited(verdict))
                 case Exceeded():
@@ -135,31 +138,49 @@ async def reserve(
                 case _:
                     assert_never(verdict)
     finally:
-        if waiting.had_turn:
-            turns.wake(group)  # what this one did not need, or gave up, may be enough for the next
+        waiting.end()
+
+
+def _behind_others(now: Asking, turns: Turns) -> Asking:
+    """The same without the accounts that others wait for already: nobody overtakes, and nobody waits for an account
+    while another one has room. Limits and budgets refuse at once all the same."""
+    demand = now.demand
+    free = [place for place, limits in enumerate(demand.accounts) if not turns.is_wanted(limits.scope)]
+    if len(free) == len(demand.accounts):
+        return now
+    accounts = tuple(demand.accounts[place] for place in free) or (_NO_ROOM,)
+    candidates = tuple(now.candidates[place] for place in free)
+    return Asking(demand=replace(demand, accounts=accounts), candidates=candidates, wants=now.wants)
 
 
 class _Waiting:
     """One request's waiting, from its first turn to its deadline."""
 
-    def __init__(self, turns: Turns, group: str, key_id: str, seconds_max: float) -> None:
+    def __init__(self, turns: Turns, key_id: str, seconds_max: float) -> None:
         self._turns = turns
-        self._group = group
-        self._ticket = Ticket(key_id)
+        self._key_id = key_id
+        self._ticket: Ticket | None = None
         self._deadline = asyncio.get_running_loop().time() + seconds_max
-        self.had_turn = False
+        self.is_served = False
 
-    async def turn(self, *, again_after: float, why: tuple[Asking, AccountsFull] | None) -> None:
+    async def turn(self, now: Asking, full: AccountsFull) -> None:
         """Waits for the next turn. Raises RefusedError when the queue is full or the deadline has passed."""
-        again_after = min(max(again_after, 0.001), AGAIN_SECONDS_MAX)
+        if self._ticket is None:
+            self._ticket = Ticket(self._key_id, now.wants)
+        again_after = min(max(full.retry_after_ms / 1000, 0.001), AGAIN_SECONDS_MAX)
         try:
             async with asyncio.timeout_at(self._deadline):
-                await self._turns.wait(self._group, self._ticket, again_after=again_after, again=self.had_turn)
+                await self._turns.wait(self._ticket, again_after=again_after)
         except QueueFullError:
-            raise RefusedError(_overloaded("Too many requests wait for a provider account already.", why)) from None
+            what = "Too many requests wait for a provider account already."
+            raise RefusedError(_overloaded(what, now, full)) from None
         except TimeoutError:
-            raise RefusedError(_overloaded("No provider account has had room in time.", why)) from None
-        self.had_turn = True
+            raise RefusedError(_overloaded("No provider account has had room in time.", now, full)) from None
+
+    def end(self) -> None:
+        """Gives the place up."""
+        if self._ticket is not None:
+            self._turns.leave(self._ticket, is_served=self.is_served)
 
 
 def _reservation(granted: Granted, now: Asking, admitted: Admitted) -> Reservation:
@@ -241,13 +262,11 @@ def _unknowable(budget: Budget) -> Refusal:
     )
 
 
-def _overloaded(what: str, why: tuple[Asking, AccountsFull] | None) -> Refusal:
-    reasons, retry_after = "", AGAIN_SECONDS_MAX
-    if why is not None:
-        now, full = why
-        told = zip(now.candidates, full.kinds, strict=True)
-        reasons = " " + "; ".join(f"{each.provider} ({each.account}): {FULL_WORDS[kind]}" for each, kind in told) + "."
-        retry_after = full.retry_after_ms / 1000
+def _overloaded(what: str, now: Asking, full: AccountsFull) -> Refusal:
+    told = zip(now.candidates, full.kinds, strict=False)  # nobody to tell of where it only waited behind others
+    reasons = "; ".join(f"{each.provider} ({each.account}): {FULL_WORDS[kind]}" for each, kind in told)
     return Refusal(
-        code=RefusalCode.OVERLOADED, message=f"{what}{reasons} Send the request again.", retry_after=retry_after
+        code=RefusalCode.OVERLOADED,
+        message=f"{what}{f' {reasons}.' if reasons else ''} Send the request again.",
+        retry_after=full.retry_after_ms / 1000 if reasons else AGAIN_SECONDS_MAX,
     )

@@ -1,13 +1,14 @@
 """Who waits for room waits in turn: one request of each key after another, so that a noisy key starves nobody.
 
-A turn is only a hint that something may be free again: who has it asks, and goes back to the head of the queue if there
-was nothing. Whoever comes while others wait for the same waits behind them. Bounded in number and in time.
+A turn is only a hint that something may be free again: who has it asks, keeps its place if there was nothing, and
+passes it on. Those who want the same ask one after the other; who wants something else is not kept waiting by them.
+Bounded in number and in time.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from typing import Final
 
 WAITING_MAX: Final = 1_000
@@ -21,112 +22,106 @@ class QueueFullError(Exception):
 
 
 class Ticket:
-    """One request's place in a queue."""
+    """One request's place in the queue, and what it wants: any one of these will do."""
 
-    __slots__ = ("key_id", "turn")
+    __slots__ = ("has_turn", "is_owed", "key_id", "turn", "wants")
 
-    def __init__(self, key_id: str) -> None:
+    def __init__(self, key_id: str, wants: frozenset[str]) -> None:
         self.key_id = key_id
+        self.wants = wants
         self.turn: asyncio.Future[None] | None = None
+        self.has_turn = False
+        self.is_owed = False  # something more came free while it was asking
 
-
-class _Queue:
-    """Those who wait for the same, by key; the key that is first has the next turn."""
-
-    __slots__ = ("keys", "timer")
-
-    def __init__(self) -> None:
-        self.keys: OrderedDict[str, deque[Ticket]] = OrderedDict()
-        self.timer: asyncio.TimerHandle | None = None
+    @property
+    def is_leaving(self) -> bool:
+        return self.turn is not None and self.turn.cancelled()
 
 
 class Turns:
-    """Queues by what is waited for, on one event loop."""
+    """All who wait, key by key, on one event loop. The key that is first has the next turn."""
 
     def __init__(self, *, waiting_max: int = WAITING_MAX, waiting_of_key_max: int = WAITING_OF_KEY_MAX) -> None:
         self._waiting_max = waiting_max
         self._waiting_of_key_max = waiting_of_key_max
-        self._queues: dict[str, _Queue] = {}
-        self.waiting = 0
+        self._keys: OrderedDict[str, deque[Ticket]] = OrderedDict()
+        self._groups: Counter[frozenset[str]] = Counter()  # those who want the same
+        self._wanted: Counter[str] = Counter()
+        self._timer: asyncio.TimerHandle | None = None
 
-    def has_waiting(self, group: str) -> bool:
+    @property
+    def waiting(self) -> int:
+        return sum(len(tickets) for tickets in self._keys.values())
+
+    def is_wanted(self, what: str) -> bool:
         """Whether somebody waits for this already: then nobody may overtake."""
-        return group in self._queues
+        return what in self._wanted
 
-    async def wait(self, group: str, ticket: Ticket, *, again_after: float, again: bool) -> None:
-        """Returns when it is this ticket's turn to ask, at the latest after ``again_after`` seconds, when somebody
-        has to ask; ``again``: it had its turn and found nothing, so it goes first. Raises QueueFullError."""
-        queue = self._join(group, ticket, again=again)
+    async def wait(self, ticket: Ticket, *, again_after: float) -> None:
+        """Returns when it is this ticket's turn to ask, at the latest after about ``again_after`` seconds, when
+        somebody has to ask. Raises QueueFullError. Whoever has waited must ``leave``."""
+        if ticket.turn is None:
+            self._join(ticket)
+        elif ticket.is_owed:
+            ticket.is_owed = False
+            return
+        ticket.has_turn = False
         loop = asyncio.get_running_loop()
         ticket.turn = loop.create_future()
         due = loop.time() + again_after
-        if queue.timer is None or queue.timer.when() > due:
-            if queue.timer is not None:
-                queue.timer.cancel()
-            queue.timer = loop.call_at(due, self._timed, group)
-        try:
-            await ticket.turn
-        except asyncio.CancelledError:
-            had_turn = ticket.turn.done() and not ticket.turn.cancelled()
-            self._leave(group, ticket)
-            if had_turn:
-                self.wake(group)  # the turn is somebody else's now
-            raise
+        if self._timer is None or self._timer.when() > due:
+            self._disarm()
+            self._timer = loop.call_at(due, self._timed)
+        await ticket.turn
 
-    def wake(self, group: str) -> None:
-        """Something may be free: the first of the next key has a turn."""
-        queue = self._queues.get(group)
-        if queue is None:
-            return
-        key_id, tickets = next(iter(queue.keys.items()))
-        ticket = tickets[0]
-        self._leave(group, ticket)
-        if key_id in queue.keys:
-            queue.keys.move_to_end(key_id)
-        assert ticket.turn is not None
-        if not ticket.turn.done():
-            ticket.turn.set_result(None)
-
-    def wake_all(self) -> None:
-        """Something may be free for anybody: every queue has a turn."""
-        for group in list(self._queues):
-            self.wake(group)
-
-    def _timed(self, group: str) -> None:
-        queue = self._queues.get(group)
-        if queue is not None:
-            queue.timer = None
-        self.wake(group)
-
-    def _join(self, group: str, ticket: Ticket, *, again: bool) -> _Queue:
-        queue = self._queues.get(group)
-        if queue is None:
-            queue = self._queues[group] = _Queue()
-        tickets = queue.keys.setdefault(ticket.key_id, deque())
-        if not again and (self.waiting >= self._waiting_max or len(tickets) >= self._waiting_of_key_max):
-            self._drop_if_empty(group, queue, ticket.key_id)
-            raise QueueFullError
-        if again:
-            tickets.appendleft(ticket)
-            queue.keys.move_to_end(ticket.key_id, last=False)
-        else:
-            tickets.append(ticket)
-        self.waiting += 1
-        return queue
-
-    def _leave(self, group: str, ticket: Ticket) -> None:
-        queue = self._queues.get(group)
-        tickets = None if queue is None else queue.keys.get(ticket.key_id)
-        if queue is None or tickets is None or ticket not in tickets:
+    def leave(self, ticket: Ticket, *, is_served: bool) -> None:
+        """Gives the place up; a key that was served goes behind the others. Nothing happens for a ticket without a
+        place."""
+        tickets = self._keys.get(ticket.key_id)
+        if tickets is None or ticket not in tickets:
             return
         tickets.remove(ticket)
-        self.waiting -= 1
-        self._drop_if_empty(group, queue, ticket.key_id)
+        self._groups -= Counter((ticket.wants,))
+        self._wanted -= Counter(ticket.wants)
+        if not tickets:
+            del self._keys[ticket.key_id]
+        elif is_served:
+            self._keys.move_to_end(ticket.key_id)
+        if not self._keys:
+            self._disarm()
+        if ticket.has_turn:
+            self.wake()  # what it did not need, or gave up, may be enough for the next
 
-    def _drop_if_empty(self, group: str, queue: _Queue, key_id: str) -> None:
-        if not queue.keys[key_id]:
-            del queue.keys[key_id]
-        if not queue.keys:
-            if queue.timer is not None:
-                queue.timer.cancel()
-            self._queues.pop(group, None)
+    def wake(self) -> None:
+        """Something may be free: of those who want the same, the first of the next key has a turn."""
+        told: set[frozenset[str]] = set()
+        for tickets in self._keys.values():
+            for ticket in tickets:
+                if ticket.wants in told or ticket.is_leaving:
+                    continue
+                told.add(ticket.wants)
+                if ticket.has_turn:
+                    ticket.is_owed = True
+                else:
+                    assert ticket.turn is not None
+                    ticket.has_turn = True
+                    ticket.turn.set_result(None)
+                if len(told) == len(self._groups):
+                    return
+
+    def _timed(self) -> None:
+        self._timer = None
+        self.wake()
+
+    def _join(self, ticket: Ticket) -> None:
+        tickets = self._keys.get(ticket.key_id, ())
+        if self.waiting >= self._waiting_max or len(tickets) >= self._waiting_of_key_max:
+            raise QueueFullError
+        self._keys.setdefault(ticket.key_id, deque()).append(ticket)
+        self._groups[ticket.wants] += 1
+        self._wanted.update(ticket.wants)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -23,9 +23,9 @@ def rate_headers(rates: RateStates) -> dict[str, str]:
 
 
 def duration(milliseconds: int) -> str:
-    """``20ms``, ``1.5s``, ``1m1s``."""
+    """``20ms``, ``1.5s``, ``1m0s``."""
     if milliseconds < 1000:
         return f"{milliseconds}ms"
     minutes, rest = divmod(milliseconds, 60_000)
-    seconds = f"{rest / 1000:g}s" if rest or not minutes else ""
+    seconds = f"{rest / 1000:g}s"
     return f"{minutes}m{seconds}" if minutes else seconds

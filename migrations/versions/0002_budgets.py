@@ -14,11 +14,12 @@ down_revision: str | None = "0001"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
+# Days are counted in the organisation's time zone by whoever ships the ledger: a zone that is none must not get in.
 ORGANISATION = """
 CREATE TABLE organisation (
     only_row  boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     name      text NOT NULL DEFAULT 'organisation' CHECK (name <> ''),
-    time_zone text NOT NULL DEFAULT 'UTC' CHECK (time_zone <> '')
+    time_zone text NOT NULL DEFAULT 'UTC' CHECK (timestamptz '2000-01-01 00:00Z' AT TIME ZONE time_zone IS NOT NULL)
 );
 INSERT INTO organisation DEFAULT VALUES;
 CREATE TRIGGER organisation_change AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON organisation
