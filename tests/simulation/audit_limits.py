@@ -12,6 +12,7 @@ from typing import Final
 from tests.simulation.evidence import Auditor
 from tests.simulation.providers import Call
 from tests.simulation.requests import ROUNDING_SECONDS, Request, highest, is_calm, requests
+from tests.simulation.rights import Rates
 
 MINUTE: Final = 60.0
 MINUTE_LATE: Final = 62.0
@@ -178,6 +179,16 @@ def _queue_differences(known: Sequence[Request], request: Request, name: str) ->
         yield f"waiting: {name} found no place among {len(waiting)} others"
 
 
+def _may_want(other: Request, request: Request, begin: float, rates: Rates) -> bool:
+    """Whether another one may have taken this room without a call as yet, or may have waited for it and rightly kept
+    the others from it; who could never have it keeps nobody."""
+    if other is request or other.life != request.life or other.opened > request.ended or other.began < begin:
+        return False
+    if other.was_refused and other.code != "overloaded":
+        return False
+    return rates.tpm is None or other.limit * other.n <= rates.tpm
+
+
 def _room_differences(known: Sequence[Request], request: Request, name: str) -> Iterator[str]:
     """No account that never failed had room all the time before the end of the wait."""
     end, begin = request.ended, request.ended - ROOM_SECONDS
@@ -191,12 +202,10 @@ def _room_differences(known: Sequence[Request], request: Request, name: str) -> 
         here = [call for call in at_provider if call.account == account and call.connection in by_number]
         recent = [call for call in here if call.opened_at > begin - MINUTE_LATE]
         open_then = [call for call in here if by_number[call.connection].ended >= begin]
-        # somebody may have taken room and wait for his intent to be durable
         others = [
             other
             for other in known
-            if other is not request and other.life == life.number and not other.was_refused
-            if other.opened <= end and other.began >= begin and not (other.calls and other.calls[0] in here)
+            if _may_want(other, request, begin, rates) and not (other.calls and other.calls[0] in here)
         ]
         tokens = sum(by_number[call.connection].tokens_most for call in recent)
         tokens += request.tokens_most + sum(other.tokens_most for other in others)
