@@ -96,8 +96,10 @@ def _limited(seed: int, chance: Random) -> Scenario:
     made = _scenario(seed, chance, begins)
     cards = {name: with_rates(each, allowed.accounts) for name, each in made.catalogue.providers.items()}
     made.database.slow = also.choice((0.0, 0.0, 0.3))
+    ignores = also.choice((0.0, 0.0, 0.1))
     return replace(
         made,
+        characters={place: replace(each, ignores_limit=ignores) for place, each in made.characters.items()},
         rights=allowed,
         catalogue=replace(made.catalogue, providers=cards),
         clients=_crowd(also, horizon, holders=len(allowed.holders)),
