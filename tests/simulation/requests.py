@@ -24,7 +24,7 @@ from tests.simulation.scenario import PriceRow, Scenario
 DEFAULT_LIMIT: Final = 32_768
 """The output limit of a request that names none."""
 FRAME_BYTES: Final = 64
-"""What the JSON around a message's text may weigh at the most."""
+"""What a request may weigh besides its messages, at the most."""
 CLAMPED_MIN: Final = 256
 ROUNDING_SECONDS: Final = 0.001
 FOREVER: Final = float("inf")
@@ -137,7 +137,8 @@ class Request:
 
     @property
     def text_bytes(self) -> int:
-        return sum(len(message["content"].encode()) for message in json.loads(self.connection.body)["messages"])
+        """The messages as they were sent, with the JSON around their texts: documented as the most that they can be."""
+        return len(json.dumps(json.loads(self.connection.body)["messages"]).encode())
 
     @property
     def limit(self) -> int:

@@ -74,6 +74,8 @@ class Scenario:
     drains: frozenset[str]
     characters: dict[tuple[str, str], Character]
     clients: tuple[ClientPlan, ...]
+    returning: tuple[ClientPlan, ...]
+    """Those who come at once whenever a process has started again."""
     lives: tuple[LifePlan, ...]
     disk: tuple[Trouble, ...]
     sync_seconds: float
@@ -96,6 +98,7 @@ def _limited(seed: int, chance: Random) -> Scenario:
     made = _scenario(seed, chance, begins)
     cards = {name: with_rates(each, allowed.accounts) for name, each in made.catalogue.providers.items()}
     made.database.slow = also.choice((0.0, 0.0, 0.3))
+    made.database.fails = also.choice((made.database.fails, 0.2))
     ignores = also.choice((0.0, 0.0, 0.1))
     return replace(
         made,
@@ -103,12 +106,18 @@ def _limited(seed: int, chance: Random) -> Scenario:
         rights=allowed,
         catalogue=replace(made.catalogue, providers=cards),
         clients=_crowd(also, horizon, holders=len(allowed.holders)),
+        returning=tuple(
+            ClientPlan(arrives=0.0, manners=Manners(), holder=also.randrange(len(allowed.holders)), limit=300)
+            for _ in range(also.choice((0, 0, 2, 5)))
+        ),
     )
 
 
 def _crowd(chance: Random, horizon: float, *, holders: int) -> tuple[ClientPlan, ...]:
     rude = chance.choice((0.0, 0.2, 0.5))
     rushes = [chance.uniform(0, horizon) for _ in range(chance.choice((1, 2, 5)))]
+    if chance.random() < 0.4:
+        rushes.append(rushes[0] + chance.uniform(53.0, 61.0))  # they wait for the minute of the first to be over
     together = chance.choice((0.0, 0.5, 0.9))
     noisy = chance.randrange(holders)
     plans = []
@@ -128,8 +137,10 @@ def _crowd(chance: Random, horizon: float, *, holders: int) -> tuple[ClientPlan,
 
 
 def _impatient(chance: Random) -> Manners:
-    """Somebody who leaves while waiting for room, or whoever is rude otherwise."""
-    return Manners(leaves_after=chance.uniform(0, 10)) if chance.random() < 0.5 else _manners(chance)
+    """Somebody who leaves while waiting for room, sometimes just when it may be his turn, or is rude otherwise."""
+    if chance.random() < 0.5:
+        return _manners(chance)
+    return Manners(leaves_after=chance.choice((1.0, 2.0, chance.uniform(0, 10))))
 
 
 def _scenario(seed: int, chance: Random, begins: datetime) -> Scenario:
@@ -162,6 +173,7 @@ def _scenario(seed: int, chance: Random, begins: datetime) -> Scenario:
         drains=drains,
         characters=_characters(chance),
         clients=_clients(chance, horizon),
+        returning=(),
         lives=_lives(chance, horizon),
         disk=_disk(chance, horizon),
         sync_seconds=chance.choice((0.0002, 0.002, 0.02, 0.3)),

@@ -163,6 +163,7 @@ class World:
         self.providers.on_open = self._opened
         self._client_chance = Random(f"clients {seed}")
         self.closings: list[Closing] = []
+        self._returned: list[asyncio.Future[None]] = []
         self._policy = self.scenario.rights.policies[0]
 
     # --- for the parts -----------------------------------------------------------------------------------------------
@@ -217,7 +218,8 @@ class World:
                 await self._live(plan)
             self._calm_down()
             gateway = await self._start(None)
-            await asyncio.gather(*clients)
+            self._returned += self._returning()
+            await asyncio.gather(*clients, *self._returned)
             await self._shipped(gateway)
             await self._stop(gateway, "term")
             await self._replay()
@@ -235,6 +237,7 @@ class World:
         """One process, and if it is stopped by a signal, a client that comes too late for it."""
         gateway = await self._start(plan)
         life = self.lives[-1]
+        self._returned += self._returning()
         with suppress(TimeoutError):
             async with asyncio.timeout(plan.seconds):
                 await life.ended.wait()
@@ -245,6 +248,12 @@ class World:
         if plan.end == "power":
             self.disk.lose_power()
         await asyncio.sleep(plan.down_seconds)
+
+    def _returning(self) -> list[asyncio.Future[None]]:
+        """Those who could hardly wait for a process that has just started again."""
+        if len(self.lives) == 1:
+            return []
+        return [asyncio.ensure_future(self._client(plan)) for plan in self.scenario.returning]
 
     def _late(self) -> asyncio.Future[None]:
         arrives = ClientPlan(arrives=LISTENS_SECONDS / 2, manners=Manners())
