@@ -47,7 +47,7 @@ PROOFS: Final = (
     ),
     Proof(
         name="price", claim="what the journal costs",
-        prove=price.prove, unit="pairs of rounds", small=1, usual=20, full=100,
+        prove=price.prove, unit="pairs of rounds", small=1, usual=40, full=200,
         needs_gateway=False,
     ),
 )  # fmt: skip

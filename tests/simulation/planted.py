@@ -129,7 +129,7 @@ PLANTS: Final = (
         name="acknowledged before the sync",
         where="gateway.adapters.journal.writer:JournalWriter.durable",
         old="if position <= self._durable:",
-        new="if position <= self._durable + len(self._unsynced):",
+        new="if position <= self._durable + self.backlog_records:",
     ),
     Plant(
         name="offset before the rows",
