@@ -11,6 +11,7 @@ local PICO = 1000000000000
 local LEASE_MS = 60000
 local DAY_MS = 86400000
 local WORKER_KEPT_MS = 3600000
+local FIELDS_AT_ONCE_MAX = 1000
 local UNDATED_MS = 35 * DAY_MS
 local REFUSED = cmsgpack.pack({6})
 
@@ -176,10 +177,14 @@ local function end_hold(owner, hold_id, hold)
 end
 
 local function save_window(name, window)
-  local fields = {}
+  local key, fields = window_key(name), {}
   local function put(field, value)
     fields[#fields + 1] = field
     fields[#fields + 1] = value
+    if #fields >= FIELDS_AT_ONCE_MAX then
+      redis.call('HSET', key, unpack(fields))
+      fields = {}
+    end
   end
   if window.is_told then
     put('spent_dollars', window.spent[1])
@@ -196,10 +201,10 @@ local function save_window(name, window)
     put('opened', 1)
   end
   if #fields > 0 then
-    redis.call('HSET', window_key(name), unpack(fields))
-    if window.kept_ms then
-      redis.call('PEXPIRE', window_key(name), window.kept_ms)
-    end
+    redis.call('HSET', key, unpack(fields))
+  end
+  if window.kept_ms then
+    redis.call('PEXPIRE', key, window.kept_ms)
   end
 end
 
