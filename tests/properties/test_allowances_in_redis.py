@@ -226,7 +226,7 @@ class Trial:
         assert sorted(member.partition("/")[2] for member in leases) == sorted(self.book.holds)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2, 411])
 def test_any_sequence_of_calls_is_answered_alike(redis_url: str, seed: int) -> None:
     """Takes, retries, costs, ends, renewals, sweeps, changing limits, rolling windows, expiring leases."""
 
