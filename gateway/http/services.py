@@ -40,7 +40,7 @@ class Services:
     administration: Administration
     reports: MoneyReports
     readiness: Callable[[], Awaitable[Readiness]]
-    metrics: Callable[[], bytes]
+    metrics: Callable[[], Awaitable[bytes]]
     metrics_type: str
     provider_states: Callable[[], list[dict[str, object]]]
     reload: Callable[[Administrator], Awaitable[dict[str, object]]]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Final, NamedTuple, Protocol
 
+from gateway.core.alert import Alert
 from gateway.core.allowance import Balance, Demand, Posting, Verdict
 from gateway.core.audit import AuditEntry, AuditVerdict, Facts
 from gateway.core.budget import BudgetWindow, Period
@@ -19,6 +20,7 @@ from gateway.core.health import Health, Subject
 from gateway.core.keys import KeyChange, KeyGrant, KeyRecord
 from gateway.core.ledger import LedgerEntry, Record
 from gateway.core.organisation import Organisation
+from gateway.core.shedding import Shed
 from gateway.core.teams import TeamChange, TeamRecord, TeamTerms
 
 
@@ -101,6 +103,33 @@ class Balances(Protocol):
     async def moved(self, *, seconds: float, but: str) -> frozenset[str]:
         """The scopes in which another journal than ``but`` has posted during the last so many seconds. Raises
         StoreUnavailableError."""
+        ...
+
+
+LIVE_SECONDS: Final = 6
+"""A worker that was seen within so many seconds lives."""
+
+
+class Sighting(NamedTuple):
+    """The last generation of shared state that anybody has founded, and the workers that live."""
+
+    generation: int
+    live: frozenset[str]
+
+
+class SharedState(Protocol):
+    """What must survive the loss of shared state. Everything raises StoreUnavailableError."""
+
+    async def seen(self, worker_id: str) -> Sighting:
+        """This worker lives; what others have said of themselves."""
+        ...
+
+    async def next_generation(self, *, after: int, above: int) -> int | None:
+        """The number of a new generation, greater than both; None where ``after`` is not the last one any more."""
+        ...
+
+    async def leave(self, worker_id: str) -> None:
+        """This worker is no more; nobody need wait for it."""
         ...
 
 
@@ -206,9 +235,36 @@ class Telemetry(Protocol):
         """A request was answered before it became an exchange."""
         ...
 
+    def shed(self, reason: Shed) -> None:
+        """A request was turned away because too many are open."""
+        ...
+
     def exchange_ended(
-        self, *, request_id: str, key_id: str, model: str, surface: str, status: int, seconds: float
-    ) -> None: ...
+        self, *, request_id: str, key_id: str, model: str, surface: str, status: int, code: str, seconds: float
+    ) -> None:
+        """``code`` is the error's that the gateway has told the client, empty where it told none."""
+        ...
+
+
+class AlertTeller(Protocol):
+    """Whoever is told of budget alerts. ``name`` is written beside an alert that has arrived."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def tell(self, alert: Alert) -> str | None:
+        """None when it has arrived; else why not, without a secret. Has a deadline, and never raises."""
+        ...
+
+
+class AlertTelemetry(Protocol):
+    """What operators see of budget alerts. Never blocks, never raises."""
+
+    def alert_raised(self, share: int) -> None: ...
+
+    def alert_told(self, *, by: str, outcome: str) -> None:
+        """A try to tell ended: ``delivered``, ``failed``, or ``given_up`` when it was the last one."""
+        ...
 
 
 class KeyAdministration(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.prove import conservation, hangups, outage, powerloss, price, replay, storm
+from tests.prove import allowances, conservation, hangups, outage, powerloss, price, replay, storm
 from tests.prove.proof import Proof
 from tests.simulation import running as simulation
 
@@ -38,6 +38,11 @@ PROOFS: Final = (
     Proof(
         name="simulation", claim="the laws hold in every world that a seed makes",
         prove=simulation.prove, unit="seeds", small=40, usual=1_000, full=10_000,
+        needs_gateway=False,
+    ),
+    Proof(
+        name="allowances", claim="no life of reserves, crashes and replays passes a budget",
+        prove=allowances.prove, unit="steps", small=4_000, usual=1_000_000, full=5_000_000,
         needs_gateway=False,
     ),
     Proof(
