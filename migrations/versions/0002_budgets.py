@@ -143,6 +143,8 @@ CREATE TABLE audit_entries (
     previous_hash bytea NOT NULL,
     hash          bytea NOT NULL UNIQUE
 );
+CREATE INDEX audit_entries_team ON audit_entries (team, entry_id);
+CREATE INDEX audit_entries_target ON audit_entries (target, entry_id);
 CREATE FUNCTION refuse_audit_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION 'audit entries are never changed (% refused)', TG_OP USING ERRCODE = 'restrict_violation';

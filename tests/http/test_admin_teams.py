@@ -351,3 +351,30 @@ async def test_a_change_made_elsewhere_is_known_within_a_second(house: House):
         return (await house.ask(chat(), key=made["key"])).status_code == 402
 
     await eventually(is_refused, seconds=2.0)
+
+
+ODD = ["", " ", "%00", "%FF", "%ED%A0%80", "%F0%9F%98%80", "../../x", "x" * 3_000, "'; DROP TABLE teams; --", "\\u0000"]
+PLACES = [
+    "/keys?cursor={}", "/keys?team={}", "/keys/{}", "/teams?cursor={}", "/teams/{}", "/budgets?cursor={}",
+    "/budgets?cursor={}/month", "/budgets?key={}", "/budgets?team={}", "/budgets?organisation={}", "/audit?cursor={}",
+    "/audit?action={}", "/audit?target={}", "/requests/{}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD)
+async def test_odd_texts_everywhere(house: House, text: str):
+    """Whatever is asked for is there, is not, or makes no sense; nothing of it is a defect."""
+    for place in PLACES:
+        answer = await house.admin("GET", place.format(text))
+        assert answer.status_code in (200, 400, 404), (place, answer.text)
+    for method, path, body in (
+        ("PATCH", f"/keys/{text}", {"rpm": 1}), ("PATCH", f"/teams/{text}", {"rpm": 1}),
+        ("DELETE", f"/keys/{text}", None),
+        ("DELETE", f"/budgets?period=day&key={text}", None), ("DELETE", f"/budgets?period={text}&team=a", None),
+        ("PUT", "/budgets", {"team": text, "period": "day", "limit": "1"}),
+        ("PUT", "/budgets", {"key": text, "period": text, "limit": text, "mode": text, "on_outage": text}),
+    ):  # fmt: skip
+        answer = await house.admin(method, path, json=body)
+        assert answer.status_code in (400, 404, 405), (method, path, answer.text)
+    answer = await house.admin("PATCH", "/organisation", json={"time_zone": text})
+    refused(answer, 400, "invalid_request_error", "time_zone")

@@ -16,7 +16,7 @@ import pytest
 from litestar.routes import ASGIRoute, HTTPRoute
 
 from gateway.core import api_key
-from tests.http.house import ADMIN_TOKEN, House, chat, eventually, exact
+from tests.http.house import ADMIN_TOKEN, House, around_now, chat, eventually, exact
 from tests.http.test_bad_input import refused
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
@@ -272,6 +272,10 @@ async def test_money_is_the_tenant_s_alone(world: World, tenant: str):
     report = exact((await read(world, tenant, "/reports/spend?group_by=team")).text)
     assert [row["team"] for row in report["rows"]] == ["blue"]
     assert report["total"]["attempts"] == len(rows)
+    # Of a period of whole quarter hours, the sums are those of the roll-up.
+    query = "&".join(f"{name}={day}" for name, day in around_now().items())
+    rolled_up = exact((await read(world, tenant, f"/reports/spend?group_by=team&{query}")).text)
+    assert rolled_up["rows"] == report["rows"]
     whole = exact((await read(world, "finance", "/reports/spend?group_by=team")).text)
     assert {row["team"] for row in whole["rows"]} >= {"blue", "red-secret"}
     assert whole["total"]["attempts"] > report["total"]["attempts"]

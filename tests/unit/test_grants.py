@@ -162,6 +162,21 @@ def test_a_budget_that_keeps_the_grantor_s(terms: BudgetTerms, keeps: bool) -> N
         check_spending(OWN, [terms])
 
 
+WINDOWS = {
+    Period.DAY: set(Period),
+    Period.WEEK: {Period.WEEK, Period.TOTAL},
+    Period.MONTH: {Period.MONTH, Period.TOTAL},
+    Period.TOTAL: {Period.TOTAL},
+}
+
+
+@pytest.mark.parametrize("own", Period)
+@pytest.mark.parametrize("granted", Period)
+def test_windows_that_keep_another_s(own: Period, granted: Period) -> None:
+    """A week may lie in two months: who spends all of both has spent twice as much in that week."""
+    assert budget("5", granted).keeps(budget("5", own)) == (granted in WINDOWS[own])
+
+
 def test_a_key_without_a_budget_is_too_much_for_who_has_one() -> None:
     """No budget is no limit."""
     with pytest.raises(NotGrantedError, match=r"^budget: no budget was asked for"):
