@@ -82,19 +82,19 @@ class SlidingMinute:
     """How much was taken in the last minute, second by second. The caller's clock never runs backwards in here: an
     earlier moment counts as the latest one seen."""
 
-    __slots__ = ("_latest", "_slots", "taken")
+    __slots__ = ("_slots", "latest", "taken")
 
     def __init__(self) -> None:
         self._slots: dict[int, int] = {}  # second → taken in it, oldest first
-        self._latest = 0
+        self.latest = 0
         self.taken = 0
 
     def advance(self, now_ms: int) -> int:
         """Gives back what is more than a minute old; returns the second it is."""
         second = now_ms // 1000
-        if second <= self._latest:
-            return self._latest
-        self._latest = second
+        if second <= self.latest:
+            return self.latest
+        self.latest = second
         slots = self._slots
         while slots:
             oldest = next(iter(slots))
@@ -152,11 +152,13 @@ class ScopeState:
     def lacks(self, limits: RateLimits, tokens: int, now_ms: int) -> LimitKind | None:
         """What these limits have no room for; None = they have."""
         if limits.rpm is not None:
-            self.requests.advance(now_ms)
+            if now_ms // 1000 > self.requests.latest:
+                self.requests.advance(now_ms)
             if self.requests.taken + 1 > limits.rpm:
                 return LimitKind.REQUESTS
         if limits.tpm is not None:
-            self.tokens.advance(now_ms)
+            if now_ms // 1000 > self.tokens.latest:
+                self.tokens.advance(now_ms)
             if self.tokens.taken + tokens > limits.tpm:
                 return LimitKind.TOKENS
         if limits.concurrency is not None and self.running >= limits.concurrency:

@@ -68,7 +68,7 @@ class SimulatedGateway(Gateway):
         )
         self.keys = _Keys(self.clock)  # type: ignore[assignment]
         self.keys.add(world.key_digest, world.principal)  # type: ignore[attr-defined]
-        self.key_store = self.reports = self.balances = _Closable()  # type: ignore[assignment]
+        self.administration = self.reports = self.balances = _Closable()  # type: ignore[assignment]
         self.telemetry = PrometheusTelemetry()
         self.health = MemoryHealthBook(self.clock, world.chance.random)
         self.upstreams = world.providers.upstreams(life)
@@ -88,7 +88,7 @@ class SimulatedGateway(Gateway):
         self.services = Services(
             conductor=self.conductor,
             admin_token=SecretStr("unused"),
-            keys=self.key_store,  # type: ignore[arg-type]
+            administration=self.administration,  # type: ignore[arg-type]
             reports=self.reports,  # type: ignore[arg-type]
             readiness=self.readiness,
             metrics=self.metrics,
