@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.adapters.allowances import FIRST_WORD_SECONDS_MAX, LocalAllowances
+from gateway.adapters.allowances import LocalAllowances
 from gateway.core.allowance import Balance, Demand, Verdict
 from gateway.core.budget import Budget, BudgetMode, OnOutage, Period, window_of
 from gateway.core.catalogue import Account
@@ -16,6 +16,7 @@ from gateway.core.exchange import Principal
 from gateway.core.failure import Failure, FailureClass
 from gateway.core.limits import RateLimits
 from gateway.core.money import Money
+from gateway.pipeline.first_word import FIRST_WORD_SECONDS_MAX
 from gateway.pipeline.turns import Turns
 from tests.pipeline.virtual_time import START, on_virtual_time
 from tests.pipeline.world import (
@@ -279,7 +280,7 @@ def test_however_a_request_ends_nothing_stays_held(how: str):
         assert world.allowances.book.holds == {}
         spent = sum(entry.cost_pico for entry in world.journal.entries())
         assert state(world, mine) == (spent, 0)
-        assert all(scope.running == 0 for scope in world.allowances.book._scopes.values())
+        assert world.allowances.book.running() == {}
 
     scenario()
 
