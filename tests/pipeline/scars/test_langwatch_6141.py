@@ -1,4 +1,4 @@
-"""langwatch #6141: spend was projected from traces, later; a hundred and ten requests on, the budget still read zero."""
+"""langwatch #6141: spend was projected from traces, later; 110 requests on, the budget still read zero."""
 
 from __future__ import annotations
 
