@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.prove import allowances, conservation, hangups, outage, powerloss, price, replay, storm
+from tests.prove import allowances, budgets, conservation, hangups, outage, powerloss, price, replay, storm
 from tests.prove.proof import Proof
 from tests.simulation import running as simulation
 
@@ -39,6 +39,10 @@ PROOFS: Final = (
         name="simulation", claim="the laws hold in every world that a seed makes",
         prove=simulation.prove, unit="seeds", small=40, usual=1_000, full=10_000,
         needs_gateway=False,
+    ),
+    Proof(
+        name="budgets", claim="a budget for a hundred lets a hundred through, and who leaves leaves no hold",
+        prove=budgets.prove, unit="requests", small=150, usual=4_000, full=20_000,
     ),
     Proof(
         name="allowances", claim="no life of reserves, crashes and replays passes a budget",
