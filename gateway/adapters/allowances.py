@@ -73,6 +73,7 @@ class LocalAllowances:
             while not stop.is_set():
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), MOVED_EVERY_SECONDS)
+                    return
                 with suppress(StoreUnavailableError):
                     await self.refresh()
                 self.tidy()

@@ -287,6 +287,10 @@ class AllowanceBook:
             del self.windows[key]
         return forgotten
 
+    def running(self) -> dict[str, int]:
+        """How many requests are under way in each scope that has a limit of them, and any."""
+        return {scope: state.running for scope, state in self._scopes.items() if state.running}
+
     def _now(self, now_ms: int) -> int:
         self._latest_ms = max(self._latest_ms, now_ms)
         return self._latest_ms

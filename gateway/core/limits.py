@@ -152,11 +152,13 @@ class ScopeState:
     def lacks(self, limits: RateLimits, tokens: int, now_ms: int) -> LimitKind | None:
         """What these limits have no room for; None = they have."""
         if limits.rpm is not None:
-            self.requests.advance(now_ms)
+            if now_ms // 1000 > self.requests.latest:
+                self.requests.advance(now_ms)
             if self.requests.taken + 1 > limits.rpm:
                 return LimitKind.REQUESTS
         if limits.tpm is not None:
-            self.tokens.advance(now_ms)
+            if now_ms // 1000 > self.tokens.latest:
+                self.tokens.advance(now_ms)
             if self.tokens.taken + tokens > limits.tpm:
                 return LimitKind.TOKENS
         if limits.concurrency is not None and self.running >= limits.concurrency:

@@ -245,7 +245,7 @@ class Conductor:
         demand = demand_for(
             exchange.request_id, exchange.principal, exchange.admitted, candidates, exchange.admitted_at
         )
-        wants = frozenset(limits.scope for limits in demand.accounts)
+        wants = frozenset(each.scope for each in demand.accounts if each.tpm is None or demand.tokens <= each.tpm)
         return Asking(demand=demand, candidates=tuple(candidates), wants=wants)
 
     async def _attempt_each(

@@ -46,7 +46,7 @@ FULL_WORDS: Final = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asking:
     """A demand as it is at this moment, and the candidates that its accounts stand for, in the same order. ``wants``
-    are the accounts that will do."""
+    are the accounts that will do: one that could never have room for it is not kept from others."""
 
     demand: Demand
     candidates: tuple[Candidate, ...]

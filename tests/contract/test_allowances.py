@@ -225,6 +225,15 @@ async def test_what_others_have_posted_counts(shop: Shop) -> None:
     assert await shop.spent() == whole_usd(9).pico
 
 
+async def test_a_window_of_ten_thousand_journals(shop: Shop) -> None:
+    """Every start of a worker is a journal; a window that has lived for years is opened like any other."""
+    shop.balances.posted[month().key] = {f"journal-old-{n}": Balance(whole_usd(1).pico, 1) for n in range(10_000)}
+    claims = [claim(budget(whole_usd(10_001)))]
+    assert isinstance(await shop.allowances.take(demand(budgets=claims)), Granted)
+    assert isinstance(await shop.allowances.take(demand(budgets=claims)), Exceeded)
+    assert await shop.spent() == whole_usd(10_000).pico
+
+
 async def test_own_postings_count_before_a_budget_is_set(shop: Shop) -> None:
     """What was spent without a budget is known to the one that is set later."""
     shop.allowances.post(posting("req_before", whole_usd(7)))

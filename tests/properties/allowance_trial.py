@@ -407,8 +407,7 @@ class Trial:
             state = self.book.windows[key]
             assert (state.spent, state.held) == (self.model.spent(key), self.model.held(key)), key
         scope = self.chance.choice([*self.limits, *(each.scope for each in self.accounts)])
-        state = self.book._scopes.get(scope)
-        assert (0 if state is None else state.running) == self.model.running(scope), scope
+        assert self.book.running().get(scope, 0) == self.model.running(scope), scope
 
     def end(self) -> None:
         """Everybody is gone: nothing is held, and what is spent is what was posted."""
@@ -418,7 +417,7 @@ class Trial:
         self.now_ms = self.latest_ms + LEASE_MS
         self.sweep()
         assert self.book.holds == {}
-        assert all(state.running == 0 for state in self.book._scopes.values())
+        assert self.book.running() == {}
         for key, window in self.windows.items():
             for worker in self.dead:
                 self._tell(window, worker.journal_id, worker.balance(window))

@@ -80,11 +80,6 @@ def taken(book: AllowanceBook, *names: str) -> dict[str, int]:
     return {name: book._scopes[name].tokens.taken for name in names}
 
 
-def running(book: AllowanceBook) -> dict[str, int]:
-    """Requests under way, by scope."""
-    return {scope: state.running for scope, state in book._scopes.items() if state.running}
-
-
 # --- all or nothing --------------------------------------------------------------------------------------------------
 
 
@@ -117,7 +112,7 @@ def test_a_refusal_takes_nothing(demand, kind):
     assert isinstance(book.take(ask("r1", mine, **demand), NOW), kind)
     assert book.holds == {}
     assert state(book, mine) == (0, 0)
-    assert running(book) == {}
+    assert book.running() == {}
     assert all(state.requests.taken == state.tokens.taken == 0 for state in book._scopes.values())
 
 
@@ -179,7 +174,7 @@ def test_a_limit_that_was_set_meanwhile_has_counted_nothing_of_a_request():
     book.take(ask("r2", limits=(KEY,), tokens=500), NOW)
     book.release("r1", 0)
     assert taken(book, "key:a") == {"key:a": 500}
-    assert running(book) == {"key:a": 1}
+    assert book.running() == {"key:a": 1}
 
 
 def test_a_clock_that_is_set_back_gives_nothing_back():
@@ -337,7 +332,7 @@ def test_a_retry_holds_again_what_the_failed_attempt_has_cost():
     assert state(book, mine) == (5, 9)
     book.release("r1", 0)
     assert state(book, mine) == (5, 0)
-    assert running(book) == {}
+    assert book.running() == {}
 
 
 def test_a_retry_that_needs_nothing_more_needs_nobodys_leave():
@@ -356,10 +351,10 @@ def test_a_retry_leaves_the_account_it_had():
     book.take(ask("r1", accounts=(MAIN,)), NOW)
     book.take(ask("r2", accounts=(SPARE,)), NOW)
     assert isinstance(book.retry(ask("r1", accounts=(SPARE,)), NOW), AccountsFull)
-    assert running(book) == {"account:e/main": 1, "account:e/spare": 1}
+    assert book.running() == {"account:e/main": 1, "account:e/spare": 1}
     book.release("r2", 0)
     assert isinstance(book.retry(ask("r1", accounts=(SPARE,)), NOW), Granted)
-    assert running(book) == {"account:e/spare": 1}
+    assert book.running() == {"account:e/spare": 1}
     assert book._scopes[MAIN.scope].requests.taken == 1
 
 
@@ -376,7 +371,7 @@ def test_a_hold_that_nobody_renews_ends_once():
     assert book.sweep(NOW + LEASE_MS - 1) == []
     assert book.sweep(NOW + LEASE_MS) == ["r1"]
     assert state(book, mine) == (0, 10)
-    assert running(book) == {"key:a": 1}
+    assert book.running() == {"key:a": 1}
     assert taken(book, "key:a") == {"key:a": 200}, "nobody knows what it has used"
     book.spend("r1", 5)
     book.release("r1", 0)

@@ -199,6 +199,21 @@ async def test_no_turn_is_lost_with_one_who_leaves():
 
 
 @on_virtual_time
+async def test_a_key_of_which_one_gives_up_keeps_its_place():
+    """Only who is served goes behind the others."""
+    room = Room()
+    tasks = [room.ask(key_id) for key_id in ("a", "a", "b")]
+    await settled()
+    tasks[0].cancel()
+    await settled()
+    await room.release(PLACE)
+    assert room.served == ["a"]
+    await room.release(PLACE)
+    await asyncio.gather(*tasks, return_exceptions=True)
+    room.check_empty()
+
+
+@on_virtual_time
 async def test_what_comes_free_while_somebody_asks_is_asked_for_again():
     """A question under way may have missed it; the next turn comes at once, once, and not after the timer."""
     turns, ticket = Turns(), Ticket("a", ACCOUNT)
@@ -208,11 +223,24 @@ async def test_what_comes_free_while_somebody_asks_is_asked_for_again():
     await waiting
     turns.wake()
     turns.wake()
-    await turns.wait(ticket, again_after=LATER)
     started = asyncio.get_running_loop().time()
+    await turns.wait(ticket, again_after=LATER)
+    assert asyncio.get_running_loop().time() == started
     await turns.wait(ticket, again_after=2.0)
     assert asyncio.get_running_loop().time() == started + 2.0
     turns.leave(ticket, is_served=False)
+
+
+@on_virtual_time
+async def test_one_key_does_not_fill_the_queue():
+    """There is room for others when it has all that it may have."""
+    room = Room(turns=Turns(waiting_max=10, waiting_of_key_max=2))
+    tasks = [room.ask(key_id) for key_id in ("a", "a", "a", "b")]
+    await settled()
+    assert room.turns.waiting == 3
+    assert isinstance(tasks[2].exception(), QueueFullError)
+    await room.release(*[PLACE] * 3)
+    assert sorted(room.served) == ["a", "a", "b"]
 
 
 @on_virtual_time

@@ -104,13 +104,19 @@ class RedisAllowances:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Stays in the shared state and keeps up with what others have posted, until ``stop``."""
-        keeping_up = asyncio.create_task(self._keep_up(), name="allowances-keep-up")
+        tasks = (
+            asyncio.create_task(self.membership.run(stop, before_leaving=self.flushed), name="allowances-member"),
+            asyncio.create_task(self._keep_up(), name="allowances-keep-up"),
+        )
         try:
-            await self.membership.run(stop, before_leaving=self.flushed)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for each in done:
+                each.result()
         finally:
             self._first_word.close()
-            keeping_up.cancel()
-            await asyncio.gather(keeping_up, return_exceptions=True)
+            for each in tasks:
+                each.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             if self._telling is not None:
                 self._telling.cancel()
                 self._telling = None
@@ -213,7 +219,8 @@ class RedisAllowances:
         account = None if granted.account is None else demand.accounts[granted.account]
         hold = self.books.holds.get(demand.hold_id)
         if hold is not None:
-            hold.amount, hold.account = granted.amount.pico, account
+            if second is None:  # else it was only asked for again, perhaps with other accounts
+                hold.amount, hold.account = granted.amount.pico, account
             return
         assert second is not None, "a hold is taken before it is taken again"
         self.books.holds[demand.hold_id] = OpenHold(

@@ -32,6 +32,9 @@ OPEN_AGAIN_SECONDS: Final = 0.1
 RENEW_SECONDS: Final = 15.0
 JOIN_SECONDS_MAX: Final = 5.0
 RETRY_SECONDS_MAX: Final = 1.0
+SWEEP_AFTER_SECONDS: Final = 5.0
+"""Whoever enters does not sweep at once: after a long silence of the server, others that live enter a moment later and
+tell again what they hold."""
 TOLD_AT_ONCE_MAX: Final = 500
 SWEPT_AT_ONCE_MAX: Final = 1_000
 
@@ -98,7 +101,7 @@ class Membership:
         self._now_ms = now_ms
         self._sessions = 0
         self._least = 0
-        self._renewed_at = 0.0
+        self._entered_at = self._renewed_at = 0.0
         self._wake = asyncio.Event()
         self._usable = asyncio.Event()
         self._open = asyncio.Event()
@@ -145,15 +148,16 @@ class Membership:
     async def run(self, stop: asyncio.Event, *, before_leaving: Callable[[], Awaitable[None]]) -> None:
         """Enters, stays and enters again until ``stop``; then leaves."""
         self._wake.clear()
-        stopping = asyncio.create_task(self._wake_when(stop), name="shared-state-stop")
+        staying = asyncio.create_task(self._keep_in(stop), name="shared-state-stay")
         seeing = asyncio.create_task(self._keep_seen(), name="shared-state-seen")
+        stopping = asyncio.create_task(self._wake_when(stop), name="shared-state-stop")
         try:
-            await self._keep_in(stop)
+            done, _ = await asyncio.wait((staying, seeing), return_when=asyncio.FIRST_COMPLETED)
+            for each in done:
+                each.result()
             await self._leave(before_leaving)
         finally:
-            tasks = [stopping, seeing]
-            if self._clearing is not None:
-                tasks.append(self._clearing)
+            tasks = [staying, seeing, stopping, *([] if self._clearing is None else [self._clearing])]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -173,13 +177,14 @@ class Membership:
                     pause = OPEN_AGAIN_SECONDS
                 else:
                     await self.renew(session)
-                    await self.sweep(session)
+                    await self._beat(session)
             except _TROUBLES as trouble:
                 if session is not None:
                     self.lose(session, _words(trouble))
                 else:
                     troubles += 1
-                    LOGGER.debug("not in the shared state: %s", _words(trouble))
+                    level = logging.WARNING if troubles == 1 else logging.DEBUG
+                    LOGGER.log(level, "the shared state cannot be entered: %s", _words(trouble))
                 pause = min(0.02 * 2**troubles, RETRY_SECONDS_MAX)
             if pause and not stop.is_set():
                 with suppress(TimeoutError):
@@ -288,7 +293,7 @@ class Membership:
     def _entered(self, session: Session, founded_ms: int, *, is_open: bool) -> None:
         self.session = session
         self.generation, self.founded_ms = session.number, founded_ms
-        self._renewed_at = asyncio.get_running_loop().time()
+        self._entered_at = self._renewed_at = asyncio.get_running_loop().time()
         self._usable.set()
         if is_open:
             self._opened()
@@ -341,6 +346,13 @@ class Membership:
             answer = accepted(await session.call("renew", pack(hold_ids[start : start + TOLD_AT_ONCE_MAX])))
             if any(hold_id in self._books.holds for hold_id in answer[1]):
                 raise RefusedByRedisError("holds that are under way have expired")
+
+    async def _beat(self, session: Session) -> None:
+        """Says that this worker is there, and sweeps after those that are not."""
+        if asyncio.get_running_loop().time() - self._entered_at >= SWEEP_AFTER_SECONDS:
+            await self.sweep(session)
+        else:
+            accepted(await session.call("sweep", pack(0)))
 
     async def sweep(self, session: Session) -> list[str]:
         """Releases holds whose owners are no more; returns their identities."""

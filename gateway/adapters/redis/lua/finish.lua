@@ -14,8 +14,9 @@ for _, hold_id in ipairs(payload[2]) do
 end
 for _, hold_id in ipairs(redis.call('HKEYS', holds_key(worker))) do
   if not is_open[hold_id] then
-    end_hold(worker, hold_id, hold_of(hold_id))
+    end_hold(worker, hold_id, hold_of(worker, hold_id))
   end
 end
+save()
 redis.call('SET', KEYS[2], payload[1] .. ':1', 'PX', WORKER_KEPT_MS)
 return cmsgpack.pack({0})

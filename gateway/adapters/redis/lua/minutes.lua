@@ -47,6 +47,7 @@ local function minute_of(scope)
   local found = redis.call('HMGET', key, 'latest', 'oldest', 'r', 't')
   minute = {
     key = key,
+    stored = tonumber(found[1]),
     latest = tonumber(found[1]) or second,
     oldest = tonumber(found[2]) or second,
     r = tonumber(found[3]) or 0,
@@ -70,9 +71,31 @@ local function count_in(minute, slot, requests, tokens)
     redis.call('HINCRBY', minute.key, 't' .. slot, tokens)
   end
   minute.oldest = math.min(minute.oldest, slot)
-  redis.call('HSET', minute.key,
-    'latest', minute.latest, 'oldest', minute.oldest, 'r', minute.r, 't', minute.t)
-  redis.call('PEXPIRE', minute.key, MINUTE_KEPT_MS)
+  minute.is_changed = true
+end
+
+-- Tokens that were counted in a second were really so many more, or less; too late when the second is over.
+local function correct(scope, slot, difference)
+  local minute, field = minute_of(scope), 't' .. slot
+  local before = tonumber(redis.call('HGET', minute.key, field))
+  if before then
+    difference = math.max(difference, -before)
+    redis.call('HINCRBY', minute.key, field, difference)
+    minute.t = minute.t + difference
+    minute.is_changed = true
+  end
+end
+
+local function save_minutes()
+  for _, minute in pairs(minutes) do
+    if minute.is_changed then
+      redis.call('HSET', minute.key,
+        'latest', minute.latest, 'oldest', minute.oldest, 'r', minute.r, 't', minute.t)
+      if minute.stored ~= minute.latest then
+        redis.call('PEXPIRE', minute.key, MINUTE_KEPT_MS)
+      end
+    end
+  end
 end
 
 -- How long until `needed` fits under `limit` if nobody takes more; the whole minute for what never fits.

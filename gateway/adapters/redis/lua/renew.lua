@@ -6,9 +6,8 @@ end
 
 local missing = {}
 for _, hold_id in ipairs(payload) do
-  local member = lease(worker, hold_id)
-  if redis.call('ZSCORE', prefix .. 'leases', member) then
-    redis.call('ZADD', prefix .. 'leases', now + LEASE_MS, member)
+  if redis.call('ZSCORE', prefix .. 'leases', lease(worker, hold_id)) then
+    renew_lease(hold_id)
   else
     missing[#missing + 1] = hold_id
   end

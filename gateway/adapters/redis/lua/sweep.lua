@@ -10,12 +10,13 @@ redis.call('PEXPIRE', KEYS[2], WORKER_KEPT_MS)
 local swept = {}
 for _, member in ipairs(redis.call('ZRANGE', prefix .. 'leases', '-inf', now, 'BYSCORE', 'LIMIT', 0, payload)) do
   local owner, hold_id = string.match(member, '^([^/]*)/(.*)$')
-  local packed = redis.call('HGET', holds_key(owner), hold_id)
-  if packed then
-    end_hold(owner, hold_id, cmsgpack.unpack(packed))
+  local hold = hold_of(owner, hold_id)
+  if hold then
+    end_hold(owner, hold_id, hold)
     swept[#swept + 1] = hold_id
   else
     redis.call('ZREM', prefix .. 'leases', member)
   end
 end
+save()
 return cmsgpack.pack({0, swept})

@@ -34,8 +34,7 @@ local function no_room(limits)
     end
   end
   if at_once_max >= 0 then
-    local running = tonumber(redis.call('HGET', prefix .. 'running', scope)) or 0
-    if running >= at_once_max then
+    if running_of(scope)[1] >= at_once_max then
       return CONCURRENCY, at_once_max, 1, FULL_RETRY_MS
     end
   end
@@ -48,7 +47,7 @@ local function count(limits)
     count_in(minute, minute.latest, limits[2] >= 0 and 1, limits[3] >= 0 and tokens)
   end
   if limits[4] >= 0 then
-    begin(limits[1])
+    change_running(limits[1], 1)
   end
 end
 
@@ -108,27 +107,25 @@ local function first_with_room()
   return nil, cmsgpack.pack(answer)
 end
 
--- The claims' windows as they are now. Of a window that nobody has opened it is not known what was spent.
-local windows, unopened = {}, {UNOPENED}
+-- Of a window that nobody has opened it is not known what was spent.
+local unopened = {UNOPENED}
 if #claims > 0 and generation[2] ~= '1' then
   return cmsgpack.pack({CLOSED})
 end
 for place, claim in ipairs(claims) do
-  local found = redis.call('HMGET', window_key(claim[1]),
-    'opened', 'spent_dollars', 'spent_pico', 'held_dollars', 'held_pico')
-  if not found[1] then
+  if not window_of(claim[1]).is_open then
     unopened[#unopened + 1] = place - 1
   end
-  windows[place] = found
 end
 if #unopened > 1 then
   return cmsgpack.pack(unopened)
 end
 
 local function available(place)
-  local found, claim = windows[place], claims[place]
-  local dollars, pico = subtract(claim[3], claim[4], tonumber(found[2]) or 0, tonumber(found[3]) or 0)
-  return subtract(dollars, pico, tonumber(found[4]) or 0, tonumber(found[5]) or 0)
+  local claim = claims[place]
+  local window = window_of(claim[1])
+  local dollars, pico = subtract(claim[3], claim[4], window.spent[1], window.spent[2])
+  return subtract(dollars, pico, window.held[1], window.held[2])
 end
 
 local function exceeded(place, needed_dollars, needed_pico, dollars, pico)
@@ -215,7 +212,7 @@ local function take()
     account > 0 and kept(accounts[account]) or {}, clamped_by > 0 and claims[clamped_by][5] or '',
   }
   keep_hold(hold_id, hold)
-  redis.call('ZADD', prefix .. 'leases', now + LEASE_MS, lease(worker, hold_id))
+  renew_lease(hold_id)
   return granted(hold, GRANTED)
 end
 
@@ -241,7 +238,7 @@ local function again(hold)
     return full
   end
   if hold[7][2] == 1 then
-    finish(hold[7][1])
+    change_running(hold[7][1], -1)
   end
   hold[7] = account > 0 and kept(accounts[account]) or {}
   if account > 0 then
@@ -255,11 +252,15 @@ local function again(hold)
   return cmsgpack.pack({AGAIN, hold[1], hold[2], account - 1})
 end
 
-local hold = hold_of(hold_id)
+local hold = hold_of(worker, hold_id)
+local answer
 if not hold then
-  return take()
+  answer = take()
+elseif is_retry then
+  answer = again(hold)
+else
+  answer = granted(hold, KNOWN)
 end
-if is_retry then
-  return again(hold)
-end
-return granted(hold, KNOWN)
+save()
+save_minutes()
+return answer

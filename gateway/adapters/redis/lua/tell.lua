@@ -22,7 +22,7 @@ does[1] = function(told)
 end
 
 does[2] = function(told)
-  local hold = hold_of(told[2])
+  local hold = hold_of(worker, told[2])
   if not hold or told[3] < 0 then
     return
   end
@@ -38,7 +38,7 @@ does[2] = function(told)
 end
 
 does[3] = function(told)
-  local hold = hold_of(told[2])
+  local hold = hold_of(worker, told[2])
   if not hold then
     return
   end
@@ -47,21 +47,14 @@ does[3] = function(told)
     return
   end
   for _, limits in ipairs(hold[5]) do
-    local key, slot = minute_key(limits[1]), 't' .. hold[4]
-    local before = limits[3] == 1 and tonumber(redis.call('HGET', key, slot))
-    if before then
-      local difference = math.max(told[3] - hold[3], -before)
-      redis.call('HINCRBY', key, slot, difference)
-      redis.call('HINCRBY', key, 't', difference)
-      if minutes[limits[1]] then
-        minutes[limits[1]].t = minutes[limits[1]].t + difference
-      end
+    if limits[3] == 1 then
+      correct(limits[1], hold[4], told[3] - hold[3])
     end
   end
 end
 
 does[4] = function(told)
-  local known = hold_of(told[2])
+  local known = hold_of(worker, told[2])
   if known then
     end_hold(worker, told[2], known)
   end
@@ -72,7 +65,7 @@ does[4] = function(told)
       count_in(minute_of(limits[1]), hold[4], limits[2] >= 0 and 1, limits[3] >= 0 and hold[3])
     end
     if limits[4] >= 0 then
-      begin(limits[1])
+      change_running(limits[1], 1)
     end
     return {limits[1], limits[4] >= 0 and 1 or 0, limits[3] >= 0 and 1 or 0}
   end
@@ -85,19 +78,21 @@ does[4] = function(told)
   for place, window in ipairs(told[8]) do
     hold[6][place] = window[1]
     change_held(window[1], hold[1], hold[2], add)
-    keep_window(window[1], window[2])
+    window_of(window[1]).kept_ms = kept_ms(window[2])
   end
   keep_hold(told[2], hold)
-  redis.call('ZADD', prefix .. 'leases', now + LEASE_MS, lease(worker, told[2]))
+  renew_lease(told[2])
 end
 
 does[5] = function(told)
-  redis.call('HSET', window_key(told[2]), 'opened', 1)
   does[1](told)
-  keep_window(told[2], told[3])
+  local window = window_of(told[2])
+  window.opens, window.kept_ms = true, kept_ms(told[3])
 end
 
 for _, told in ipairs(payload) do
   does[told[1]](told)
 end
+save()
+save_minutes()
 return TOLD
