@@ -2,7 +2,7 @@
 
     python -m bench.allowances [--requests N] [--redis URL]
 
-Every request has limits of its key and team, three budgets and an account, like one of a well-kept organisation.
+Every request has limits of its key and team, three budgets and three accounts, like one of a well-kept organisation.
 Prints CPU microseconds of this process per request, and for Redis the round trip; each beside its limit. Without
 --redis it needs the Valkey that the tests bring.
 """
@@ -14,61 +14,98 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Final
 
+import msgspec
 import uvloop
 
 from gateway.adapters.allowances import LocalAllowances
 from gateway.adapters.clock import SystemClock
 from gateway.adapters.memory import MemoryBalances, MemorySharedState
 from gateway.adapters.redis.allowances import RedisAllowances
-from gateway.core.allowance import BudgetClaim, Demand, Granted, Posting
-from gateway.core.budget import Budget, Period, day_of, window_of
-from gateway.core.limits import RateLimits
-from gateway.core.money import PICO_PER_USD, Money
+from gateway.core.allowance import Granted, Posting
+from gateway.core.budget import Budget, Period, day_of
+from gateway.core.catalogue import Account, Deployment, Model
+from gateway.core.exchange import Admitted, Candidate, InferenceRequest, Principal, Surface
+from gateway.core.limits import RateLimits, limits_of_account
+from gateway.core.money import PICO_PER_USD, Money, UnitPrice
+from gateway.core.pricing import Price
 from gateway.pipeline.ports import Allowances
+from gateway.pipeline.reserve import demand_for
 
 IN_PROCESS_CPU_MAX: Final = 15.0
 REDIS_CPU_MAX: Final = 120.0
 ROUNDS: Final = 5
 MANY: Final = 64
-SCOPES: Final = ("key:key_0123456789abcdef", "team:research", "organisation")
+MODEL: Final = "kimi-k2-thinking"
+SCOPES: Final = ("key:bench", "team:bench", "organisation")
 
 
-def demand_of(number: int) -> tuple[Demand, Posting]:
-    """What a request asks for, and what it costs."""
-    now = SystemClock().now()
+def principal() -> Principal:
+    """Everything that can limit a key does."""
+    names = {SCOPES[0]: 'key "bench"', SCOPES[1]: 'team "bench"', SCOPES[2]: "organisation"}
     budgets = [
-        Budget(budget_id=scope, scope=scope, name=scope, period=period, limit=Money(10**9 * PICO_PER_USD))
+        Budget(budget_id=scope, scope=scope, name=names[scope], period=period, limit=Money(10**9 * PICO_PER_USD))
         for scope, period in zip(SCOPES, (Period.DAY, Period.MONTH, Period.MONTH), strict=True)
     ]
-    hold_id = f"req_{number:032x}"
-    demand = Demand(
-        hold_id=hold_id,
-        tokens=3_000,
-        amount=Money(123_456_789_012),
-        amount_min=Money(1_000_000_000),
-        limits=tuple(
-            RateLimits(scope=scope, name=scope, rpm=10**8, tpm=10**12, concurrency=10**6) for scope in SCOPES[:2]
-        ),
-        budgets=tuple(BudgetClaim(each, window_of(each.scope, each.period, now)) for each in budgets),
-        accounts=(RateLimits(scope="account:p/a", name="p/a", rpm=10**8, tpm=10**12, concurrency=10**6),),
+    limits = [
+        RateLimits(scope=scope, name=names[scope], rpm=10**8, tpm=10**12, concurrency=10**6) for scope in SCOPES[:2]
+    ]
+    return Principal(key_id="bench", key_name="bench", team="bench", limits=tuple(limits), budgets=tuple(budgets))
+
+
+def candidate(provider: str) -> Candidate:
+    """One account with limits, at a price."""
+    price = Price(
+        provider=provider,
+        model=MODEL,
+        effective_from=datetime(2025, 11, 6, tzinfo=UTC),
+        input=UnitPrice.from_usd_per_million("0.60"),
+        cached_input=UnitPrice.from_usd_per_million("0.15"),
+        output=UnitPrice.from_usd_per_million("2.50"),
     )
-    return demand, Posting(hold_id, SCOPES, day_of(now, "UTC"), Money(23_456_789_012))
+    account = Account(provider=provider, name="main", rpm=10**8, tpm=10**12, concurrency=10**6)
+    deployment = Deployment(provider=provider, model=MODEL, upstream=MODEL, context=262_144, max_output=262_144)
+    return Candidate(
+        provider=provider,
+        account="main",
+        deployment=deployment,
+        price=price,
+        expected_cost=None,
+        output_limit=4_096,
+        limits=limits_of_account(account),
+    )
 
 
-async def one_after_another(allowances: Allowances, asked: list[tuple[Demand, Posting]]) -> None:
-    for demand, posting in asked:
-        assert isinstance(await allowances.take(demand), Granted)
-        allowances.post(posting)
-        allowances.release(demand.hold_id, 2_000)
+WHO: Final = principal()
+CANDIDATES: Final = tuple(candidate(provider) for provider in ("evolink", "moonshot", "cometapi"))
+REQUEST: Final = InferenceRequest(
+    surface=Surface.CHAT_COMPLETIONS,
+    model=MODEL,
+    model_asked=MODEL,
+    fields={"n": msgspec.Raw(b"1")},
+    input_bytes=4_000,
+)
+ADMITTED: Final = Admitted(request=REQUEST, model=Model(name=MODEL), input_tokens=1_000)
 
 
-async def many_at_once(allowances: Allowances, asked: list[tuple[Demand, Posting]]) -> None:
+async def one_after_another(allowances: Allowances, asked: Sequence[str]) -> None:
+    """Each as the conductor does it: the demand, the hold, the posting, the end."""
+    clock, cost = SystemClock(), Money(23_456_789_012)
+    for hold_id in asked:
+        now = clock.now()
+        verdict = await allowances.take(demand_for(hold_id, WHO, ADMITTED, CANDIDATES, now))
+        assert isinstance(verdict, Granted)
+        allowances.post(Posting(hold_id, WHO.scopes, day_of(now, WHO.time_zone), cost))
+        allowances.release(hold_id, 2_000)
+
+
+async def many_at_once(allowances: Allowances, asked: Sequence[str]) -> None:
     await asyncio.gather(*(one_after_another(allowances, asked[start::MANY]) for start in range(MANY)))
 
 
@@ -76,7 +113,7 @@ async def measure(allowances: Allowances, run: Callable[..., object], first: int
     """CPU and elapsed microseconds per request, the median of several rounds."""
     cpu, elapsed = [], []
     for turn in range(ROUNDS):
-        asked = [demand_of(first + turn * requests + number) for number in range(requests)]
+        asked = [f"req_{first + turn * requests + number:032x}" for number in range(requests)]
         at, cpu_at = time.perf_counter(), time.process_time()
         await run(allowances, asked)  # type: ignore[misc]
         cpu.append((time.process_time() - cpu_at) / requests * 1e6)

@@ -45,10 +45,15 @@ class LocalAllowances:
         self._first_word = FirstWord(balances, clock=clock, caught_up=caught_up, opened=self._opened)
 
     async def take(self, demand: Demand) -> Verdict:
-        answer = await self._known(demand)
-        if isinstance(answer, Unknowable):
-            return answer
-        return self.book.take(answer, self._now_ms())
+        windows = self.book.windows
+        for claim in demand.budgets:
+            if claim.window.key not in windows:
+                answer = await self._known(demand)
+                if isinstance(answer, Unknowable):
+                    return answer
+                demand = answer
+                break
+        return self.book.take(demand, self._now_ms())
 
     async def retry(self, demand: Demand) -> Verdict:
         return self.book.retry(demand, self._now_ms())
@@ -68,6 +73,7 @@ class LocalAllowances:
             while not stop.is_set():
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), MOVED_EVERY_SECONDS)
+                    return
                 with suppress(StoreUnavailableError):
                     await self.refresh()
                 self.tidy()

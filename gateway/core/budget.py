@@ -62,8 +62,8 @@ class BudgetWindow:
     key: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        first_day = "" if self.first_day is None else self.first_day.isoformat()
-        object.__setattr__(self, "key", f"{self.scope}/{self.period.value}/{first_day}")
+        first = "" if self.first_day is None else self.first_day.isoformat()
+        object.__setattr__(self, "key", f"{self.scope}/{self.period.value}/{first}")
 
     def holds_day(self, day: date) -> bool:
         """Whether what is spent on that day counts here."""
@@ -104,12 +104,17 @@ def zone_of(time_zone: str) -> tzinfo:
 
 def day_of(now: datetime, time_zone: str) -> date:
     """The day that a moment belongs to in a zone."""
-    return now.astimezone(zone_of(time_zone)).date()
+    return now.date() if time_zone == "UTC" and now.tzinfo is UTC else now.astimezone(zone_of(time_zone)).date()
 
 
 def window_of(scope: str, period: Period, now: datetime, time_zone: str = "UTC") -> BudgetWindow:
     """The window of a scope that a moment falls into."""
-    return _window(scope, period, None if period is Period.TOTAL else day_of(now, time_zone), time_zone)
+    return window_of_day(scope, period, day_of(now, time_zone), time_zone)
+
+
+def window_of_day(scope: str, period: Period, day: date, time_zone: str) -> BudgetWindow:
+    """The window of a scope that a day in a zone falls into."""
+    return _window(scope, period, None if period is Period.TOTAL else day, time_zone)
 
 
 @lru_cache(maxsize=4096)

@@ -22,6 +22,9 @@ MERGE_AFTER: Final = timedelta(days=40)
 """Days that lie back further are in no window but the whole of time."""
 
 
+_NONE: Final[dict[str, BudgetWindow]] = {}
+
+
 class OwnPostings:
     """What this worker's journal has posted since it started, whole: by scope and day."""
 
@@ -82,13 +85,13 @@ class KnownWindows:
 
     def post(self, posting: Posting) -> list[tuple[BudgetWindow, Balance]]:
         """Counts a posting; returns the known windows it counts in, with our balances there."""
-        told = []
+        told, day, cost = [], posting.day, posting.cost.pico
         for scope in posting.scopes:
-            self.own.add(scope, posting.day, posting.cost.pico)
-            for key, window in self._by_scope.get(scope, {}).items():
-                if window.holds_day(posting.day):
-                    before = self._posted[key]
-                    after = self._posted[key] = Balance(before.posted + posting.cost.pico, before.rows + 1)
+            self.own.add(scope, day, cost)
+            for key, window in self._by_scope.get(scope, _NONE).items():
+                if window.holds_day(day):
+                    posted, rows = self._posted[key]
+                    after = self._posted[key] = Balance(posted + cost, rows + 1)
                     told.append((window, after))
         return told
 

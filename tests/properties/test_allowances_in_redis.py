@@ -222,7 +222,7 @@ class Trial:
         with redis.Redis.from_url(url, decode_responses=True) as client:
             running: Any = client.hgetall("{trial}:1:running")
             leases: Any = client.zrange("{trial}:1:leases", 0, -1)
-        assert {scope: int(count) for scope, count in running.items()} == self.book._running
+        assert {scope: int(count) for scope, count in running.items()} == self.book.running()
         assert sorted(member.partition("/")[2] for member in leases) == sorted(self.book.holds)
 
 

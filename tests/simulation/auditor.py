@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from gateway.core.money import Money
+from tests.simulation.audit_budgets import BUDGET_CHECKS
+from tests.simulation.audit_limits import LIMIT_CHECKS
 from tests.simulation.clients import PROMPT_MARK, Connection
-from tests.simulation.database import Tables
 from tests.simulation.disk import frames
+from tests.simulation.evidence import Auditor, Evidence, Row
 from tests.simulation.providers import COMPLETION_MARK, CREDENTIAL_MARK, DONE, Call, Told
 from tests.simulation.scenario import PriceRow, Scenario
 
@@ -30,61 +31,12 @@ ATTEMPTS_MAX: Final = 4
 PROGRESS_SECONDS: Final = 1.0
 DISK_SECONDS_MAX: Final = 6.0
 """What an intent may wait for its sync."""
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """All that was seen from outside."""
-
-    scenario: Scenario
-    calls: Sequence[Call]
-    connections: Sequence[Connection]
-    tables: Tables
-    refused: set[str]
-    segments: Sequence[tuple[Path, bytes]]
-    logs: Sequence[str]
-    secrets: tuple[str, ...]
 
 
 def audit(evidence: Evidence) -> list[str]:
     """Every law that was broken, in words."""
     auditor = Auditor(evidence)
     return [violation for check in CHECKS for violation in check(auditor)]
-
-
-@dataclass(slots=True)
-class Auditor:
-    """The evidence, sorted for looking up."""
-
-    evidence: Evidence
-    rows: dict[str, Row] = field(init=False)
-    calls: dict[str, Call] = field(init=False)
-    by_connection: dict[int, list[Call]] = field(init=False)
-    by_request: dict[str, list[Row]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        tables = self.evidence.tables
-        self.rows = {row["attempt_id"]: row for row in tables.ledger.values()}
-        for payload, _ in tables.dead_letters.values():
-            letter = msgspec.msgpack.decode(payload)
-            if letter.get("attempt_id") in self.evidence.refused:
-                self.rows.setdefault(letter["attempt_id"], letter)
-        self.calls = {call.attempt_id: call for call in self.evidence.calls}
-        self.by_connection = defaultdict(list)
-        for call in self.evidence.calls:
-            self.by_connection[call.connection].append(call)
-        self.by_request = defaultdict(list)
-        for row in self.rows.values():
-            self.by_request[row["request_id"]].append(row)
-
-    def is_certain(self, call: Call) -> bool:
-        """Whether its process had the chance to settle: it was not killed, and its disk did not fail."""
-        return call.life.is_certain
-
-    def view(self, connection: Connection) -> View | None:
-        calls = self.by_connection[connection.number]
-        return View(connection, calls[-1]) if calls and connection.status == 200 else None
 
 
 # --- the ledger against the bills ------------------------------------------------------------------------------------
@@ -359,9 +311,14 @@ class View:
         return self.rest.startswith(b'data: {"error":') and self.rest.count(b"\n\n") == 1
 
 
+def _view(auditor: Auditor, connection: Connection) -> View | None:
+    calls = auditor.by_connection[connection.number]
+    return View(connection, calls[-1]) if calls and connection.status == 200 else None
+
+
 def bytes_pass_through(auditor: Auditor) -> Iterator[str]:
     for connection in auditor.evidence.connections:
-        view = auditor.view(connection)
+        view = _view(auditor, connection)
         if view is None:
             continue
         if connection.is_stream:
@@ -400,7 +357,7 @@ def _whole_differences(view: View) -> Iterator[str]:
 
 def acknowledged_is_in_the_ledger(auditor: Auditor) -> Iterator[str]:
     for connection in auditor.evidence.connections:
-        view = auditor.view(connection)
+        view = _view(auditor, connection)
         if view is None or not view.is_acknowledged:
             continue
         row = auditor.rows.get(view.call.attempt_id)
@@ -533,5 +490,7 @@ CHECKS: Final = (
     roll_ups_equal_rows,
     journals_settle_once,
     nothing_private_is_told,
+    *BUDGET_CHECKS,
+    *LIMIT_CHECKS,
 )
 __all__ = ["Auditor", "Evidence", "audit"]

@@ -13,6 +13,7 @@ from random import Random
 from typing import Any, Final
 
 from tests.simulation.life import Life, never
+from tests.simulation.rights import KeyHolder
 
 PROMPT_MARK: Final = "the-clockmaker-asked"
 MODEL: Final = "kimi-k2-thinking"
@@ -33,7 +34,7 @@ class Manners:
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Connection:
-    """One request on one connection, and all that came back."""
+    """One request on one connection, and all that came back. ``holder`` None: nobody's key."""
 
     number: int
     life: Life
@@ -41,6 +42,7 @@ class Connection:
     asked: dict[str, Any] | None
     headers: list[tuple[bytes, bytes]]
     manners: Manners
+    holder: KeyHolder | None
     now: Callable[[], float]
     order: Callable[[], int]
     opened_at: float = 0.0

@@ -1,7 +1,7 @@
 """A ledger in memory that the real shipper ships to: transactions are whole or absent, and an attempt is one row.
 
 It stands where PostgreSQL does, behind the few statements that the shipper sends: a constraint may refuse a row, the
-server may be away, and a commit may succeed and its answer be lost.
+server may be away, and a commit may succeed and its answer be lost. Whoever asks for balances meets the same troubles.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+from zoneinfo import ZoneInfo
 
 import psycopg
 
@@ -37,23 +38,43 @@ class Tables:
     exchanges: dict[str, str] = field(default_factory=dict)
     dead_letters: dict[tuple[str, int, int], tuple[bytes, str]] = field(default_factory=dict)
     offsets: dict[str, tuple[int, int]] = field(default_factory=dict)
+    postings: dict[tuple[str, date, str], Posted] = field(default_factory=dict)
+    """By scope, day and journal."""
+
+
+class Posted(NamedTuple):
+    """One row of ``budget_postings``."""
+
+    pico: int
+    rows: int
+    moved_at: float
+
+
+NOTHING: Final = Posted(0, 0, 0.0)
 
 
 @dataclass(slots=True, kw_only=True)
 class Troubles:
-    """What goes wrong by chance, as shares of 1; ``away`` are spans of virtual time."""
+    """What goes wrong by chance, as shares of 1; ``away`` are spans of virtual time; ``slow`` is how many questions
+    after balances take seconds."""
 
     fails: float = 0.0
     loses_answer: float = 0.0
     away: list[tuple[float, float]] = field(default_factory=list)
     refuses: float = 0.0
+    slow: float = 0.0
+
+    @property
+    def are_none(self) -> bool:
+        return not (self.fails or self.loses_answer or self.away or self.refuses or self.slow)
 
 
 class SimulatedDatabase:
     """One server, for one shipper at a time."""
 
-    def __init__(self, *, chance: Random, now: Callable[[], float], note: Callable[..., None]) -> None:
+    def __init__(self, *, chance: Random, time_zone: str, now: Callable[[], float], note: Callable[..., None]) -> None:
         self.chance = chance
+        self.time_zone = ZoneInfo(time_zone)
         self.now = now
         self.note = note
         self.tables = Tables()
@@ -61,9 +82,13 @@ class SimulatedDatabase:
         self.refused: set[str] = set()
         self._judged: set[str] = set()
 
+    @property
+    def is_away(self) -> bool:
+        return any(begins <= self.now() < ends for begins, ends in self.troubles.away)
+
     def check(self) -> None:
         """Raises where the server cannot be asked just now."""
-        if any(begins <= self.now() < ends for begins, ends in self.troubles.away):
+        if self.is_away:
             raise psycopg.OperationalError("the server is away")
         if self.chance.random() < self.troubles.fails:
             raise psycopg.OperationalError("the connection broke")
@@ -148,8 +173,8 @@ class Connection:
     async def close(self) -> None:
         self.closed = True
 
-    def ship(self, tables: Tables, *_: object) -> tuple[int]:
-        """The staged rows that are new become ledger rows, and only those count in the roll-up."""
+    def ship(self, tables: Tables, journal_id: str) -> tuple[int]:
+        """The staged rows that are new become ledger rows, and only those count in the roll-up and the postings."""
         poison = [row["attempt_id"] for row in self._staged if self._database.refuses(row["attempt_id"])]
         if poison:
             raise psycopg.errors.CheckViolation("a row violates a check constraint")
@@ -160,7 +185,19 @@ class Connection:
                 tables.ledger[key] = row
                 added.append(row)
         roll_up(tables.rollup, added)
+        self._post(tables, added, journal_id)
         return (len(added),)
+
+    def _post(self, tables: Tables, rows: Sequence[Row], journal_id: str) -> None:
+        database = self._database
+        for row in rows:
+            day = (row["admitted_at"] or row["started_at"]).astimezone(database.time_zone).date()
+            team = () if row["team"] is None else (f"team:{row['team']}",)
+            for scope in (f"key:{row['key_id']}", *team, "organisation"):
+                before = tables.postings.get((scope, day, journal_id), NOTHING)
+                tables.postings[scope, day, journal_id] = Posted(
+                    before.pico + row["cost_pico"], before.rows + 1, database.now()
+                )
 
 
 def roll_up(rollup: dict[tuple[object, ...], dict[str, int]], rows: Sequence[Row]) -> None:
@@ -204,6 +241,7 @@ def _draft_of(tables: Tables) -> Tables:
         dict(tables.exchanges),
         dict(tables.dead_letters),
         dict(tables.offsets),
+        dict(tables.postings),
     )
 
 
@@ -235,4 +273,4 @@ _STATEMENTS: Final[Mapping[bytes, Callable[..., Any]]] = {
     b"SELECT ensure_month(%s)": _nothing,
     b"SELECT ensure_months_ahead(%s)": _nothing,
 }
-__all__ = ["Connection", "Row", "SimulatedDatabase", "Tables", "Troubles", "roll_up"]
+__all__ = ["Connection", "Posted", "Row", "SimulatedDatabase", "Tables", "Troubles", "roll_up"]

@@ -37,6 +37,7 @@ class Life:
     disk_is_well_again: bool = False
     end: str = "term"
     stopping_at: float | None = None
+    started_at: float = 0.0
 
     @property
     def died_early(self) -> bool:

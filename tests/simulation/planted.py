@@ -1,4 +1,4 @@
-"""Twenty bugs that a gateway may have, each one edit of one function, to see whether the simulation finds it.
+"""Bugs that a gateway may have, each one edit of one function, to see whether the simulation finds it.
 
 An edit is made to the function's source and takes effect through its code object, so that whoever holds the function
 has the bug, and only for as long as the plant is in the ground. An edit that no longer fits its function is an error.
@@ -9,24 +9,27 @@ import __future__
 
 import inspect
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from types import FunctionType
 from typing import Any, Final
 
+from tests.simulation.scenario import LIMITS_FROM
 from tests.simulation.world import simulate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plant:
-    """One bug: in the function ``where`` (module:name), ``old`` becomes ``new``."""
+    """One bug: in the function ``where`` (module:name), ``old`` becomes ``new``. It is looked for from seed ``first``
+    on."""
 
     name: str
     where: str
     old: str
     new: str
+    first: int = 1
 
 
 PLANTS: Final = (
@@ -126,7 +129,7 @@ PLANTS: Final = (
         name="acknowledged before the sync",
         where="gateway.adapters.journal.writer:JournalWriter.durable",
         old="if position <= self._durable:",
-        new="if position <= self._durable + len(self._unsynced):",
+        new="if position <= self._durable + self.backlog_records:",
     ),
     Plant(
         name="offset before the rows",
@@ -160,6 +163,134 @@ PLANTS: Final = (
 )
 
 
+PLANTS_OF_ALLOWANCES: Final = tuple(
+    Plant(name=name, where=where, old=old, new=new, first=LIMITS_FROM)
+    for name, where, old, new in (
+        (
+            "hold kept after a hang-up",
+            "gateway.pipeline.conduct:Conductor._attempts",
+            "self.allowances.release(exchange.request_id, spending.tokens)",
+            "watch.client_gone or self.allowances.release(exchange.request_id, spending.tokens)",
+        ),
+        (
+            "failed attempts are not posted",
+            "gateway.pipeline.conduct:Conductor._attempt_each",
+            "self._post(exchange, charge.cost)",
+            "outcome.failure or self._post(exchange, charge.cost)",
+        ),
+        (
+            "window of the settlement",
+            "gateway.pipeline.conduct:Conductor._post",
+            "day_of(exchange.admitted_at, ",
+            "day_of(self.clock.now(), ",
+        ),
+        (
+            "clamp knows one budget",
+            "gateway.core.allowance:_affordable",
+            "elif claim.budget.mode is BudgetMode.CLAMP:",
+            "elif claim.budget.mode is BudgetMode.CLAMP and clamped_by is None:",
+        ),
+        (
+            "minute too short",
+            "gateway.core.limits:SlidingMinute.advance",
+            "oldest + MINUTE_SLOTS > second",
+            "oldest + MINUTE_SLOTS - 5 > second",
+        ),
+        (
+            "windows without the dead",
+            "gateway.pipeline.first_word:FirstWord._ask",
+            "await self._caught_up()",
+            "pass",
+        ),
+        (
+            "caught up by trying",
+            "gateway.adapters.postgres.shipper:Shipper.ship",
+            "await self._drain(own)",
+            "await self._drain(own)\n        self._caught_up.set()",
+        ),
+        (
+            "turn lost on cancellation",
+            "gateway.pipeline.turns:Turns.leave",
+            "if ticket.has_turn:",
+            "if ticket.has_turn and is_served:",
+        ),
+        (
+            "ends wake nobody",
+            "gateway.pipeline.turns:Turns.wake",
+            "told: set[frozenset[str]] = set()",
+            "return",
+        ),
+        (
+            "holds do not count",
+            "gateway.core.allowance:_available",
+            " - state.held",
+            "",
+        ),
+        (
+            "held for the estimate",
+            "gateway.pipeline.reserve:dearest",
+            "input_tokens_max(request.input_bytes)",
+            "admitted.input_tokens",
+        ),
+        (
+            "postings of the batch",
+            "tests.simulation.database:Connection.ship",
+            "self._post(tables, added, journal_id)",
+            "self._post(tables, self._staged, journal_id)",
+        ),
+        (
+            "account left and not given back",
+            "gateway.core.allowance:AllowanceBook.retry",
+            "self._scope(hold.account.scope).end(hold.account)",
+            "pass",
+        ),
+        (
+            "tokens never trued up",
+            "gateway.core.allowance:AllowanceBook.release",
+            "caller.tokens.correct(hold.second, tokens - hold.tokens)",
+            "pass",
+        ),
+        (
+            "retry takes no room",
+            "gateway.core.allowance:AllowanceBook.retry",
+            "self._use(hold, demand, account, now_ms)",
+            "hold.account = None if account is None else demand.accounts[account]",
+        ),
+        (
+            "retry costs nothing more",
+            "gateway.core.allowance:AllowanceBook.retry",
+            "if more > available:",
+            "if more < 0:",
+        ),
+        (
+            "overrun not flagged",
+            "gateway.pipeline.conduct:Conductor._attempt_each",
+            "spending.cost > held",
+            "spending.cost < held - held",
+        ),
+        (
+            "a refusal takes all the same",
+            "gateway.core.allowance:AllowanceBook.take",
+            "if isinstance(amount, Exceeded):",
+            "if isinstance(amount, Exceeded):\n"
+            "        [caller.take(each, 0, now_ms // 1000) for each, caller in zip(demand.limits, callers)]",
+        ),
+        (
+            "clamped in silence",
+            "gateway.pipeline.conduct:Conductor._reserve",
+            "exchange.warnings.append(",
+            "str(",
+        ),
+        (
+            "days of another zone",
+            "gateway.pipeline.conduct:Conductor._post",
+            "principal.time_zone",
+            "'UTC'",
+        ),
+    )
+)
+
+
 @contextmanager
 def planted(plant: Plant) -> Iterator[None]:
     """The function has the bug meanwhile."""
@@ -172,10 +303,10 @@ def planted(plant: Plant) -> Iterator[None]:
         function.__code__ = before
 
 
-def hunt(plant: Plant, seeds: Iterable[int]) -> tuple[int | None, str | None]:
-    """The first of these seeds that finds the bug, and what it says; (None, None) if none does."""
+def hunt(plant: Plant, seeds: int) -> tuple[int | None, str | None]:
+    """The first of so many seeds that finds the bug, and what it says; (None, None) if none does."""
     with planted(plant):
-        for seed in seeds:
+        for seed in range(plant.first, plant.first + seeds):
             result = simulate(seed)
             if result.violations:
                 return seed, result.violations[0]

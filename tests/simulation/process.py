@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -13,18 +13,23 @@ from gateway.adapters.allowances import LocalAllowances
 from gateway.adapters.health import MemoryHealthBook
 from gateway.adapters.journal import JournalWriter, journal_id
 from gateway.adapters.journal.outbox import Outbox
-from gateway.adapters.memory import MemoryApiKeys, MemoryBalances
+from gateway.adapters.memory import MemoryApiKeys
 from gateway.adapters.postgres.shipper import Shipper
 from gateway.adapters.telemetry import PrometheusTelemetry
 from gateway.app import CLOSE_SECONDS_MAX, SHUTDOWN_SECONDS, Gateway
+from gateway.core import api_key
+from gateway.core.exchange import Principal
 from gateway.http.chat import chat_route
 from gateway.http.services import Services
 from gateway.pipeline.conduct import Conductor
 from gateway.pipeline.experience import Experience
+from gateway.pipeline.turns import Turns
 from tests.pipeline.world import configuration
+from tests.simulation.balances import SimulatedBalances
 from tests.simulation.clients import Connection
 from tests.simulation.committer import DrivenCommitter
 from tests.simulation.disk import DiskCalls
+from tests.simulation.evidence import Closing
 from tests.simulation.life import Life
 
 LISTENS_SECONDS: Final = 0.1
@@ -33,6 +38,17 @@ LISTENS_SECONDS: Final = 0.1
 
 class _Keys(MemoryApiKeys):
     """The key store of this process, which needs no refreshing."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+
+    def replace(self, principal: Principal) -> None:
+        """The key's limits and budgets have been changed."""
+        self._keys[principal.key_id] = principal
+
+
+class _Idle:
+    """A service that has nothing to do."""
 
     async def run(self, stop: asyncio.Event) -> None:
         await stop.wait()
@@ -67,12 +83,16 @@ class SimulatedGateway(Gateway):
             "", outbox, clock=self.clock, chance=world.chance.random, connect=world.database.connector(life)
         )
         self.keys = _Keys(self.clock)  # type: ignore[assignment]
-        self.keys.add(world.key_digest, world.principal)  # type: ignore[attr-defined]
-        self.key_store = self.reports = self.balances = _Closable()  # type: ignore[assignment]
+        for holder, principal in world.principals():
+            self.keys.add(api_key.digest(holder.secret), principal)  # type: ignore[attr-defined]
+        self.administration = self.reports = self.shared_state = _Closable()  # type: ignore[assignment]
+        self.alerts = _Idle()  # type: ignore[assignment]
+        self.siblings = None
+        self.balances = SimulatedBalances(world.database, life, world.balance_chance)  # type: ignore[assignment]
         self.telemetry = PrometheusTelemetry()
         self.health = MemoryHealthBook(self.clock, world.chance.random)
         self.upstreams = world.providers.upstreams(life)
-        self.allowances = LocalAllowances(name, MemoryBalances(), clock=self.clock)
+        self.allowances = LocalAllowances(name, self.balances, clock=self.clock, caught_up=self.shipper.caught_up)
         self.conductor = Conductor(
             configuration=configuration(world.scenario.catalogue),
             keys=self.keys,
@@ -84,17 +104,21 @@ class SimulatedGateway(Gateway):
             clock=self.clock,
             ids=world.ids,
             allowances=self.allowances,
+            turns=Turns(
+                waiting_max=world.scenario.rights.waiting_max,
+                waiting_of_key_max=world.scenario.rights.waiting_of_key_max,
+            ),
         )
         self.services = Services(
             conductor=self.conductor,
             admin_token=SecretStr("unused"),
-            keys=self.key_store,  # type: ignore[arg-type]
+            administration=self.administration,  # type: ignore[arg-type]
             reports=self.reports,  # type: ignore[arg-type]
             readiness=self.readiness,
             metrics=self.metrics,
             metrics_type=self.telemetry.METRICS_TYPE,
             provider_states=self.provider_states,
-            reload=self.reload,
+            reload=self.reload_all,
             flush=self.shipper.flush,
         )
         self._route: Callable[..., Awaitable[None]] = chat_route(self.services).fn
@@ -146,8 +170,29 @@ class SimulatedGateway(Gateway):
         task.add_done_callback(self._requests.discard)
         return task
 
+    def change(self, principals: Iterable[Principal]) -> None:
+        """Limits and budgets are others from now on."""
+        for principal in principals:
+            self.keys.replace(principal)  # type: ignore[attr-defined]
+
     def kill(self) -> None:
         """What the kernel does for a process that is no more."""
         self.committer.kill()
         self.calls.close_all()
         self.journal._claimed.release()
+
+
+def closing(gateway: SimulatedGateway, life: Life) -> Closing:
+    """What a process that ends in order still holds, and what it knows to be spent."""
+    book = gateway.allowances.book
+    return Closing(
+        life=life,
+        holds=tuple(book.holds),
+        running={scope: state.running for scope, state in book._scopes.items() if state.running},
+        waiting=gateway.conductor.turns.waiting,
+        held={key: state.held for key, state in book.windows.items()},
+        spent={
+            (state.window.scope, state.window.period.value, state.window.first_day): state.spent
+            for state in book.windows.values()
+        },
+    )

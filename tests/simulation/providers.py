@@ -20,6 +20,8 @@ COMPLETION_MARK: Final = "the-lighthouse-keeper"
 CREDENTIAL_MARK: Final = "sk-lantern-4711"
 BYTES_PER_TOKEN: Final = 4.2
 FOREVER: Final = float("inf")
+LIMIT_IGNORED_MAX: Final = 300
+"""Longer answers than that cost a simulation time and show nothing more."""
 DONE: Final = b"data: [DONE]\n\n"
 
 # status, error members, headers: what providers say when they refuse; none of it is billed.
@@ -135,6 +137,7 @@ class Character:
     slow: float = 0.1
     bills_in_full: bool = False
     tells_model: str | None = None
+    ignores_limit: float = 0.0
 
 
 class SimulatedProviders:
@@ -365,6 +368,9 @@ class Script:
         call, chance = self.call, self.chance
         longest = min(call.limit, chance.choice((3, 20, 60, 200)))
         call.tokens = max(1, chance.randrange(longest) + 1) * call.n
+        ignores = self.character.ignores_limit
+        if ignores and chance.random() < ignores:
+            call.tokens = call.limit * call.n * 3 + call.prompt if call.limit <= LIMIT_IGNORED_MAX else call.tokens
         if chance.random() < 0.5:
             call.cached = chance.randrange(call.prompt)
         if call.provider == "writeco" and chance.random() < 0.5:

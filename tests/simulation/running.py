@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.prove.proof import Ground, Proven, told
+from tests.simulation.scenario import LIMITS_FROM
 from tests.simulation.world import Result, simulate
 
 FOUND: Final = Path(__file__).with_name("seeds.txt")
@@ -21,7 +22,7 @@ ALONE_MAX: Final = 300
 """So few are not worth other processes."""
 SPEED_MIN: Final = 100
 """How many times faster than real time."""
-FIRST: Final = 1_000
+FIRST: Final = LIMITS_FROM + 10_000
 """Where ``prove`` starts; what came before was run while the simulation was written."""
 
 

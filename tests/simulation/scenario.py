@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from random import Random
@@ -18,10 +18,14 @@ from tests.simulation.database import Troubles
 from tests.simulation.disk import Trouble
 from tests.simulation.life import POINTS, Doom
 from tests.simulation.providers import Character
+from tests.simulation.rights import NO_RIGHTS, Rights, rights, with_rates
 
 ACCOUNTS: Final = {
     "evolink": ("main", "spare"), "moonshot": ("main",), "cometapi": ("main",), "writeco": ("main",),
 }  # fmt: skip
+LIMITS_FROM: Final = 100_000
+"""Worlds of smaller seeds have no limits and no budgets, as there were none when those seeds were run first: what they
+have shown stays seen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +52,13 @@ class LifePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientPlan:
-    """One client, which comes at a moment."""
+    """One client, which comes at a moment, with the key of one of the holders."""
 
     arrives: float
     manners: Manners
+    holder: int = 0
+    limit: int | None = None
+    """The output limit that it names where its request names none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +66,16 @@ class Scenario:
     """Everything a seed decides beforehand."""
 
     seed: int
+    begins: datetime
+    rights: Rights
     prices: tuple[PriceRow, ...]
     catalogue: Catalogue
     timeouts: Timeouts
     drains: frozenset[str]
     characters: dict[tuple[str, str], Character]
     clients: tuple[ClientPlan, ...]
+    returning: tuple[ClientPlan, ...]
+    """Those who come at once whenever a process has started again."""
     lives: tuple[LifePlan, ...]
     disk: tuple[Trouble, ...]
     sync_seconds: float
@@ -76,7 +87,64 @@ class Scenario:
 def scenario(seed: int) -> Scenario:
     """The scenario of a seed: always the same."""
     chance = Random(f"scenario {seed}")
-    prices = _prices(chance)
+    return _limited(seed, chance) if seed >= LIMITS_FROM else _scenario(seed, chance, START)
+
+
+def _limited(seed: int, chance: Random) -> Scenario:
+    """A world with limits and budgets, and with more clients, many of them at once."""
+    also = Random(f"rights {seed}")
+    horizon = also.choice((15.0, 40.0, 80.0))
+    allowed, begins = rights(also, horizon, ACCOUNTS)
+    made = _scenario(seed, chance, begins)
+    cards = {name: with_rates(each, allowed.accounts) for name, each in made.catalogue.providers.items()}
+    made.database.slow = also.choice((0.0, 0.0, 0.3))
+    made.database.fails = also.choice((made.database.fails, 0.2))
+    ignores = also.choice((0.0, 0.0, 0.1))
+    return replace(
+        made,
+        characters={place: replace(each, ignores_limit=ignores) for place, each in made.characters.items()},
+        rights=allowed,
+        catalogue=replace(made.catalogue, providers=cards),
+        clients=_crowd(also, horizon, holders=len(allowed.holders)),
+        returning=tuple(
+            ClientPlan(arrives=0.0, manners=Manners(), holder=also.randrange(len(allowed.holders)), limit=300)
+            for _ in range(also.choice((0, 0, 2, 5)))
+        ),
+    )
+
+
+def _crowd(chance: Random, horizon: float, *, holders: int) -> tuple[ClientPlan, ...]:
+    rude = chance.choice((0.0, 0.2, 0.5))
+    rushes = [chance.uniform(0, horizon) for _ in range(chance.choice((1, 2, 5)))]
+    if chance.random() < 0.4:
+        rushes.append(rushes[0] + chance.uniform(53.0, 61.0))  # they wait for the minute of the first to be over
+    together = chance.choice((0.0, 0.5, 0.9))
+    noisy = chance.randrange(holders)
+    plans = []
+    for _ in range(chance.choice((6, 12, 24, 40))):
+        arrives = chance.uniform(0, horizon)
+        if chance.random() < together:
+            arrives = chance.choice(rushes) + chance.choice((0.0, 0.0, chance.uniform(0, 2)))
+        plans.append(
+            ClientPlan(
+                arrives=arrives,
+                manners=_impatient(chance) if chance.random() < rude else Manners(retries=chance.choice((0, 0, 2))),
+                holder=noisy if chance.random() < 0.4 else chance.randrange(holders),
+                limit=chance.choice((None, 50, 300, 2000)),
+            )
+        )
+    return tuple(plans)
+
+
+def _impatient(chance: Random) -> Manners:
+    """Somebody who leaves while waiting for room, sometimes just when it may be his turn, or is rude otherwise."""
+    if chance.random() < 0.5:
+        return _manners(chance)
+    return Manners(leaves_after=chance.choice((1.0, 2.0, chance.uniform(0, 10))))
+
+
+def _scenario(seed: int, chance: Random, begins: datetime) -> Scenario:
+    prices = _prices(chance, begins)
     timeouts = Timeouts(
         connect=5,
         first_byte=chance.choice((8.0, 15.0, 30.0)),
@@ -97,12 +165,15 @@ def scenario(seed: int) -> Scenario:
     horizon = chance.choice((15.0, 40.0, 80.0))
     return Scenario(
         seed=seed,
+        begins=begins,
+        rights=NO_RIGHTS,
         prices=prices,
         catalogue=catalogue(*cards, prices=tuple(map(_price, prices))),
         timeouts=timeouts,
         drains=drains,
         characters=_characters(chance),
         clients=_clients(chance, horizon),
+        returning=(),
         lives=_lives(chance, horizon),
         disk=_disk(chance, horizon),
         sync_seconds=chance.choice((0.0002, 0.002, 0.02, 0.3)),
@@ -112,13 +183,13 @@ def scenario(seed: int) -> Scenario:
     )
 
 
-def _prices(chance: Random) -> tuple[PriceRow, ...]:
+def _prices(chance: Random, begins: datetime) -> tuple[PriceRow, ...]:
     """One or two rows a provider: a price may change while the simulation runs."""
     rows: list[PriceRow] = []
     for name in ACCOUNTS:
-        rows.append(_price_row(chance, name, START - timedelta(days=30)))
+        rows.append(_price_row(chance, name, begins - timedelta(days=30)))
         if chance.random() < 0.5:
-            change = START + timedelta(seconds=chance.randrange(5, 60))
+            change = begins + timedelta(seconds=chance.randrange(5, 60))
             rows.append(_price_row(chance, name, change))
     return tuple(rows)
 

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -20,25 +21,25 @@ from typing import Any, Final
 from gateway.adapters.logs import JsonFormatter
 from gateway.core import api_key
 from gateway.core.exchange import Principal
-from tests.pipeline.virtual_time import START_SECONDS, NothingWillHappenError, VirtualClock
+from tests.pipeline.virtual_time import START_SECONDS, NothingWillHappenError
 from tests.pipeline.world import CountingIds
-from tests.simulation.auditor import Evidence, audit
+from tests.simulation.auditor import audit
 from tests.simulation.clients import Connection, Manners, numbered, request
 from tests.simulation.database import SimulatedDatabase, Troubles
 from tests.simulation.disk import SimulatedDisk
+from tests.simulation.evidence import Closing, Evidence
 from tests.simulation.life import Life
 from tests.simulation.loop import OWNER, SimulationLoop
-from tests.simulation.process import LISTENS_SECONDS, SimulatedGateway
+from tests.simulation.process import LISTENS_SECONDS, SimulatedGateway, closing
 from tests.simulation.providers import Call, SimulatedProviders
+from tests.simulation.rights import KeyHolder, Policy, principal
 from tests.simulation.scenario import ClientPlan, LifePlan, Scenario, scenario
 
 SECONDS_MAX: Final = 3_000.0
 """Nothing in a world may take longer."""
 QUIET_SECONDS: Final = 2.0
 HEALED_SECONDS: Final = 5.0
-SECRET: Final = api_key.new_secret(bytes(range(32)))
 BORROWED: Final = api_key.new_secret(bytes(range(1, 33)))
-PRINCIPAL: Final = Principal(key_id="key_sim", key_name="sim", team="team-a", tags={"env": "sim"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +115,20 @@ def _captured_logs() -> Iterator[list[str]]:
         root.setLevel(level)
 
 
+class WorldClock:
+    """The port ``Clock``: virtual seconds from the moment at which the world begins."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, begins: datetime) -> None:
+        self._loop = loop
+        self._begins = begins
+
+    def now(self) -> datetime:
+        return self._begins + timedelta(seconds=self._loop.time() - START_SECONDS)
+
+    def monotonic(self) -> float:
+        return self._loop.time()
+
+
 class World:
     """Everything there is in one simulation."""
 
@@ -123,10 +138,9 @@ class World:
         self.loop = loop
         self.logs = logs
         self.chance = Random(f"gateway {seed}")
-        self.clock = VirtualClock(loop)
+        self.clock = WorldClock(loop, self.scenario.begins)
         self.ids = CountingIds()
-        self.key_digest = api_key.digest(SECRET)
-        self.principal = PRINCIPAL
+        self.balance_chance = Random(f"balances {seed}")
         self.trace: list[str] = []
         self.violations: list[str] = []
         self.lives: list[Life] = []
@@ -137,13 +151,20 @@ class World:
         self.disk = SimulatedDisk(chance=Random(f"disk {seed}"), now=self.now, note=self.note)
         self.disk.troubles = list(self.scenario.disk)
         self.disk.sync_seconds = self.scenario.sync_seconds
-        self.database = SimulatedDatabase(chance=Random(f"database {seed}"), now=self.now, note=self.note)
+        self.database = SimulatedDatabase(
+            chance=Random(f"database {seed}"),
+            time_zone=self.scenario.rights.time_zone,
+            now=self.now,
+            note=self.note,
+        )
         self.database.troubles = self.scenario.database
         self.providers = SimulatedProviders(chance=Random(f"providers {seed}"), now=self.now, note=self.note)
         self.providers.characters = self.scenario.characters
         self.providers.on_open = self._opened
         self._client_chance = Random(f"clients {seed}")
-        self.replayed: list[str] = []
+        self.closings: list[Closing] = []
+        self._returned: list[asyncio.Future[None]] = []
+        self._policy = self.scenario.rights.policies[0]
 
     # --- for the parts -----------------------------------------------------------------------------------------------
 
@@ -157,6 +178,18 @@ class World:
 
     def note(self, *what: object) -> None:
         self.trace.append(f"{self.now():10.4f} {' '.join(map(str, what))}")
+
+    def principals(self) -> Iterator[tuple[KeyHolder, Principal]]:
+        """Every key as it is just now."""
+        allowed = self.scenario.rights
+        for holder in allowed.holders:
+            yield holder, principal(holder, self._policy, allowed.time_zone)
+
+    def _change(self, policy: Policy) -> None:
+        self._policy = policy
+        self.note("limits and budgets are changed")
+        if self.current is not None:
+            self.current.change(made for _, made in self.principals())
 
     def _opened(self, call: Call) -> None:
         """Law L2, as it happens: the intent is on the disk before an upstream is called."""
@@ -179,14 +212,19 @@ class World:
         async with asyncio.timeout(SECONDS_MAX):
             planned = sorted(self.scenario.clients, key=lambda plan: plan.arrives)
             clients = [asyncio.ensure_future(self._client(plan)) for plan in planned]
+            later = self.scenario.rights.policies[1:]
+            changes = [self.loop.call_later(policy.since, self._change, policy) for policy in later]
             for plan in self.scenario.lives:
                 await self._live(plan)
             self._calm_down()
             gateway = await self._start(None)
-            await asyncio.gather(*clients)
+            self._returned += self._returning()
+            await asyncio.gather(*clients, *self._returned)
             await self._shipped(gateway)
             await self._stop(gateway, "term")
             await self._replay()
+            for change in changes:
+                change.cancel()
 
     def _calm_down(self) -> None:
         """From now on nothing goes wrong but what clients and providers have begun."""
@@ -199,6 +237,7 @@ class World:
         """One process, and if it is stopped by a signal, a client that comes too late for it."""
         gateway = await self._start(plan)
         life = self.lives[-1]
+        self._returned += self._returning()
         with suppress(TimeoutError):
             async with asyncio.timeout(plan.seconds):
                 await life.ended.wait()
@@ -210,12 +249,19 @@ class World:
             self.disk.lose_power()
         await asyncio.sleep(plan.down_seconds)
 
+    def _returning(self) -> list[asyncio.Future[None]]:
+        """Those who could hardly wait for a process that has just started again."""
+        if len(self.lives) == 1:
+            return []
+        return [asyncio.ensure_future(self._client(plan)) for plan in self.scenario.returning]
+
     def _late(self) -> asyncio.Future[None]:
         arrives = ClientPlan(arrives=LISTENS_SECONDS / 2, manners=Manners())
         return asyncio.ensure_future(self._client(arrives))
 
     async def _start(self, plan: LifePlan | None) -> SimulatedGateway:
-        life = Life(number=len(self.lives) + 1, now=self.now, doom=None if plan is None else plan.doom)
+        doom = None if plan is None else plan.doom
+        life = Life(number=len(self.lives) + 1, now=self.now, doom=doom, started_at=self.now())
         self.lives.append(life)
         self.note("start", life.number)
         token = OWNER.set(life)
@@ -266,6 +312,8 @@ class World:
         deaf = any(each.life is life and each.deaf and each.left_at is None for each in self.connections)
         if left and not deaf:  # one who never reads keeps the end of an answer waiting for longer than a shutdown
             self.violations.append(f"leftovers: process {life.number} left {left}")
+        if not deaf:
+            self.closings.append(closing(gateway, life))
         probes = [subject for subject, health in gateway.health if health.probe_until is not None]
         if probes:
             self.violations.append(f"leftovers: process {life.number} left probes {probes}")
@@ -296,25 +344,28 @@ class World:
             self.violations.append(
                 f"L4: a replay took the ledger from {len(before.ledger)} to {len(after.ledger)} rows"
             )
-        if after.rollup != before.rollup:
-            self.violations.append("L4: a replay changed the roll-ups")
+        if after.rollup != before.rollup or after.postings != before.postings:
+            self.violations.append("L4: a replay changed the roll-ups or the postings")
 
     # --- clients -----------------------------------------------------------------------------------------------------
 
     async def _client(self, plan: ClientPlan) -> None:
         await asyncio.sleep(plan.arrives)
         body, asked = request(self._client_chance)
-        secret = BORROWED if self._client_chance.random() < 0.02 else SECRET
+        holder = None if self._client_chance.random() < 0.02 else self.scenario.rights.holders[plan.holder]
+        secret = BORROWED if holder is None else holder.secret
         headers = [(b"authorization", b"Bearer " + secret.encode()), (b"content-type", b"application/json")]
-        asked = None if secret == BORROWED else asked
+        asked = None if holder is None else asked
+        if asked is not None and plan.limit is not None:
+            asked.setdefault("max_tokens", plan.limit)
         for _ in range(1 + plan.manners.retries):
-            connection = await self._connect(plan, body, asked, headers)
+            connection = await self._connect(plan, body, asked, headers, holder)
             if connection is not None and connection.is_satisfied:
                 return
             await asyncio.sleep(self._client_chance.uniform(0.1, 3.0))
 
     async def _connect(
-        self, plan: ClientPlan, body: bytes, asked: Any, headers: list[tuple[bytes, bytes]]
+        self, plan: ClientPlan, body: bytes, asked: Any, headers: list[tuple[bytes, bytes]], holder: KeyHolder | None
     ) -> Connection | None:
         gateway = self.current
         if gateway is None or not gateway.is_listening:
@@ -329,6 +380,7 @@ class World:
             asked=asked,
             headers=headers,
             manners=plan.manners,
+            holder=holder,
             now=self.now,
             order=self.order,
             opened_at=self.now(),
@@ -367,7 +419,9 @@ class World:
             refused=self.database.refused,
             segments=self.disk.segments(),
             logs=self.logs,
-            secrets=(SECRET, BORROWED),
+            secrets=(BORROWED, *(holder.secret for holder in self.scenario.rights.holders)),
+            closings=self.closings,
+            lives=self.lives,
         )
 
     def give_up(self) -> None:

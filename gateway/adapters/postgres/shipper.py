@@ -34,6 +34,8 @@ POLL_SECONDS: Final = 1.0
 LINGER_SECONDS: Final = 0.05
 """At most one transaction per this long while records trickle in: each one costs as much as a hundred rows."""
 ORPHANS_SECONDS: Final = 10.0
+CATCH_UP_SECONDS: Final = 1.0
+"""Until the journals of the dead have all been shipped once, budgets wait for them."""
 TIDY_SECONDS: Final = 3_600.0
 BACKOFF_SECONDS_MIN: Final = 0.5
 BACKOFF_SECONDS_MAX: Final = 30.0
@@ -193,10 +195,11 @@ class Shipper:
             await self._drain(own)
         now = self._clock.monotonic()
         if now >= self._next_orphans:
-            self._next_orphans = now + ORPHANS_SECONDS  # also when one of them cannot be read
+            # also when one of them cannot be read or shipped
+            self._next_orphans = now + (ORPHANS_SECONDS if self._caught_up.is_set() else CATCH_UP_SECONDS)
             while (orphan := await asyncio.to_thread(self._outbox.orphan)) is not None:
                 await self._adopt(orphan)
-        self._caught_up.set()
+            self._caught_up.set()
         if now >= self._next_tidy:
             shipped = 0 if own is None else self._seen[own.journal_id][0]
             self._next_tidy = now + TIDY_SECONDS
