@@ -644,6 +644,8 @@ async def test_an_account_that_is_left_by_a_retry_has_room_at_once():
     await insists.task
     assert insists.reply.status == 200
     assert not moved.task.done()
+    began = world.upstreams.called_at
+    assert began[2] - began[1] < 0.1, "woken, and not by the clock"
     await moved.task
     assert [entry.provider for entry in moved.entries] == ["evolink", "moonshot"]
     world.check()
