@@ -97,7 +97,7 @@ class Admin:
         return str(answer["id"]), str(answer["key"])
 
     def set_budget(self, key_id: str, limit: str, *, period: str) -> None:
-        """In USD; it is in force when this returns."""
+        """In USD; in force for the worker that was asked, and for the others within a second."""
         self._request("PUT", "/admin/budgets", json={"key": key_id, "period": period, "limit": limit})
 
     def ledger(self, *, since: datetime) -> list[dict[str, Any]]:

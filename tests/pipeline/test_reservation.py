@@ -165,12 +165,14 @@ async def test_a_clamping_budget_does_not_shorten_to_nothing():
 
 @on_virtual_time
 async def test_several_answers_share_what_is_affordable():
-    """With n answers each one's limit is an n-th of it."""
+    """With n answers each one's limit is an n-th of it; what is held is for all of them."""
     mine = budget(INPUT * 1_100_000 + 2 * 300 * 4_400_000, mode=BudgetMode.CLAMP)
     world = World().scripted(evolink=answer())
     run = await ask(world, limited(mine), n=2)
     assert run.reply.status == 200
     assert world.journal.intents()[0].output_limit == 300
+    run = await ask(world, limited(budget(10 * DEAREST)), n=2)
+    assert run.entry.held_pico == INPUT * 1_100_000 + 2 * OUTPUT * 4_400_000
 
 
 @on_virtual_time
@@ -199,12 +201,12 @@ async def test_what_costs_more_than_was_held_is_named():
 @on_virtual_time
 async def test_a_request_counts_in_the_day_of_its_admission():
     """An answer that ends tomorrow is yesterday's money, in the books and in the window."""
-    today = budget(DEAREST, period=Period.DAY)
+    alice = limited(budget(DEAREST, period=Period.DAY))
     world = World().scripted(evolink=[stream(ANSWER, 15.0, *answer().body), answer()])
     await asyncio.sleep(12 * 3_600 - 10)
-    run = begin(world, limited(today))
+    run = begin(world, alice)
     await asyncio.sleep(12)
-    assert (await ask_unchecked(world, limited(today))).reply.status == 200, "a new day, of which nothing is held"
+    assert (await ask_unchecked(world, alice)).reply.status == 200, "a new day, of which nothing is held"
     await run.ended()
     assert run.entry.finished_at.day == 2
     assert {key: state.spent for key, state in world.allowances.book.windows.items()} == {
@@ -506,11 +508,12 @@ class DistantAllowances(LocalAllowances):
 
 @on_virtual_time
 async def test_a_newcomer_does_not_overtake():
-    """Not even while the one whose turn it is asks for the place that has come free."""
+    """Not even one whose question is on its way when the place comes free."""
     world = world_of(account(concurrency=1)).scripted(evolink=answer())
     world.allowances = world.conductor.allowances = DistantAllowances("world", world.balances, clock=world.clock)
     runs = [begin(world, somebody(name)) for name in ("a", "b")]
-    await runs[0].task
+    await asyncio.sleep(0.505)  # the first ends 5 ms later, and the second has its turn then
+    assert not runs[0].task.done()
     runs.append(begin(world, somebody("c")))
     await asyncio.gather(*(run.task for run in runs))
     assert [entry.key_name for entry in world.journal.entries()] == ["a", "b", "c"]
@@ -641,6 +644,8 @@ async def test_an_account_that_is_left_by_a_retry_has_room_at_once():
     await insists.task
     assert insists.reply.status == 200
     assert not moved.task.done()
+    began = world.upstreams.called_at
+    assert began[2] - began[1] < 0.1, "woken, and not by the clock"
     await moved.task
     assert [entry.provider for entry in moved.entries] == ["evolink", "moonshot"]
     world.check()

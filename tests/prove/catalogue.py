@@ -45,6 +45,10 @@ PROOFS: Final = (
         prove=budgets.prove, unit="requests", small=150, usual=4_000, full=20_000,
     ),
     Proof(
+        name="shared", claim="the same at four workers that share a Redis",
+        prove=budgets.prove_shared, unit="requests", small=150, usual=4_000, full=20_000,
+    ),
+    Proof(
         name="allowances", claim="no life of reserves, crashes and replays passes a budget",
         prove=allowances.prove, unit="steps", small=4_000, usual=1_000_000, full=5_000_000,
         needs_gateway=False,
