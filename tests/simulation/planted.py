@@ -209,12 +209,6 @@ PLANTS_OF_ALLOWANCES: Final = tuple(
             "await self._drain(own)\n        self._caught_up.set()",
         ),
         (
-            "turn lost on cancellation",
-            "gateway.pipeline.turns:Turns.leave",
-            "if ticket.has_turn:",
-            "if ticket.has_turn and is_served:",
-        ),
-        (
             "ends wake nobody",
             "gateway.pipeline.turns:Turns.wake",
             "told: set[frozenset[str]] = set()",
