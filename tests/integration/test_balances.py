@@ -275,6 +275,7 @@ def test_what_another_gateway_spends_is_seen(tmp_path: Path, database_url: str, 
         clock = Moving(T0 - timedelta(days=1))
         gateway = LocalAllowances("j2", balances, clock=clock)
         clock.move(86_400)  # the day of T0 has begun while this gateway lives
+        await gateway.refresh()
         await asyncio.to_thread(lambda: written(tmp_path, "j1", entry(1)).close())
         await asyncio.to_thread(ship, database_url, tmp_path, None)
         db.execute("UPDATE budget_postings SET moved_at = now() - interval '6 hours'")  # longer than is looked back
