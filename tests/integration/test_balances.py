@@ -210,6 +210,25 @@ def test_what_has_moved_lately_is_found(tmp_path: Path, database_url: str, db: p
     asyncio.run(scenario())
 
 
+def test_what_is_posted_again_has_moved_again(tmp_path: Path, database_url: str, db: psycopg.Connection) -> None:
+    """A part that is there already and grows is looked for like a new one."""
+    journal = written(tmp_path, "j1", entry(1))
+    try:
+        ship(database_url, tmp_path, journal)
+        db.execute("UPDATE budget_postings SET moved_at = now() - interval '1 hour'")
+        asyncio.run(journal.durable(journal.append(entry(2, team=None))))
+        ship(database_url, tmp_path, journal)
+    finally:
+        journal.close()
+
+    async def scenario() -> None:
+        balances = PostgresBalances(database_url)
+        assert await balances.moved(seconds=60, but="j2") == {"key:key_1", "organisation"}
+        await balances.close()
+
+    asyncio.run(scenario())
+
+
 # --- a gateway over it -----------------------------------------------------------------------------------------------
 
 
