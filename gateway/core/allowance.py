@@ -32,8 +32,7 @@ class BudgetClaim(NamedTuple):
     window: BudgetWindow
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
+class Demand(msgspec.Struct, frozen=True, kw_only=True):
     """What a request asks for. ``tokens`` is its input estimate plus its output limit; ``amount`` what it may cost at
     the most; ``amount_min`` the least that is still worth having, where a budget may shorten the answer;
     ``accounts`` the provider accounts that may serve it, best first, of which the first with room is taken."""
@@ -369,7 +368,8 @@ def _rates(scopes: Sequence[RateLimits], states: Sequence[ScopeState], now_ms: i
 
 
 def _tighter(other: RateState | None, limit: int, minute: SlidingMinute, now_ms: int) -> RateState:
-    minute.advance(now_ms)
+    if now_ms // 1000 > minute.latest:
+        minute.advance(now_ms)
     remaining = limit - minute.taken if limit > minute.taken else 0
     if other is not None and other.remaining <= remaining:
         return other

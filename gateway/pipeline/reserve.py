@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Final, assert_never
+
+import msgspec
 
 from gateway.core.allowance import (
     AccountsFull,
@@ -162,7 +164,7 @@ def _behind_others(now: Asking, turns: Turns) -> Asking:
         return now
     accounts = tuple(demand.accounts[place] for place in free) or (_NO_ROOM,)
     candidates = tuple(now.candidates[place] for place in free)
-    return Asking(demand=replace(demand, accounts=accounts), candidates=candidates, wants=now.wants)
+    return Asking(demand=msgspec.structs.replace(demand, accounts=accounts), candidates=candidates, wants=now.wants)
 
 
 class _Waiting:

@@ -281,7 +281,9 @@ class Trial:
         if (found := self._any_hold()) is None:
             return
         worker, before = found
-        demand = replace(before, amount=Money(self.chance.choice((0, 10, 60))), accounts=self.demand("-").accounts)
+        demand = msgspec.structs.replace(
+            before, amount=Money(self.chance.choice((0, 10, 60))), accounts=self.demand("-").accounts
+        )
         self._open(claim.window for claim in demand.budgets)
         rest, took = self.model.rest(demand.hold_id), self.model.open()[demand.hold_id][0]
         now_ms = self.see()
@@ -293,7 +295,7 @@ class Trial:
             account = None if verdict.account is None else demand.accounts[verdict.account]
             self.model.note(self._took(demand, verdict.amount.pico, account)._replace(windows=took.windows))
             claims = tuple(claim for claim in demand.budgets if claim.window.key in took.windows)
-            self._check_l6(replace(demand, budgets=claims), verdict.amount.pico - rest)
+            self._check_l6(msgspec.structs.replace(demand, budgets=claims), verdict.amount.pico - rest)
 
     def pay(self) -> None:
         """An attempt has cost something: its journal has one posting more, and says so, sometimes later."""
@@ -368,8 +370,8 @@ class Trial:
     def _restore(self, worker: Worker, hold_id: str, demand: Demand) -> None:
         """A hold that exists is not asked whether it may: soft budgets, and no limits."""
         soft = tuple(claim._replace(budget=replace(claim.budget, mode=BudgetMode.SOFT)) for claim in demand.budgets)
-        restored = replace(demand, budgets=soft, limits=(), accounts=())
-        worker.holds[hold_id] = replace(demand, limits=(), accounts=())
+        restored = msgspec.structs.replace(demand, budgets=soft, limits=(), accounts=())
+        worker.holds[hold_id] = msgspec.structs.replace(demand, limits=(), accounts=())
         assert isinstance(self.book.take(restored, self.see()), Granted)
         self.model.note(self._took(restored, demand.amount.pico, None))
 
