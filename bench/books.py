@@ -91,10 +91,14 @@ class Admin:
     url: str
     token: str
 
-    def create_key(self, name: str) -> tuple[str, str]:
-        """A key without limits: its id and its secret."""
-        answer = self._request("POST", "/admin/keys", json={"name": name}).json()
+    def create_key(self, name: str, **fields: object) -> tuple[str, str]:
+        """A key, without limits unless the fields say so: its id and its secret."""
+        answer = self._request("POST", "/admin/keys", json={"name": name, **fields}).json()
         return str(answer["id"]), str(answer["key"])
+
+    def set_budget(self, key_id: str, limit: str, *, period: str) -> None:
+        """In USD; it is in force when this returns."""
+        self._request("PUT", "/admin/budgets", json={"key": key_id, "period": period, "limit": limit})
 
     def ledger(self, *, since: datetime) -> list[dict[str, Any]]:
         query = {**_days(since), "format": "jsonl"}

@@ -86,6 +86,8 @@ class Gateway:
     folder: Path
     config: Mapping[str, str]
     cpu: int | None = None
+    workers: int = 1
+    redis_url: str = ""
     port: int = field(default_factory=free_ports)
     admin_token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     running: Running | None = None
@@ -114,9 +116,9 @@ class Gateway:
             "GATEWAY_ADMIN_TOKEN": self.admin_token,
             "GATEWAY_LOG_LEVEL": "warning",
             "GATEWAY_DATABASE_URL": "",  # ours alone, whatever the caller's environment or .env says
-            "GATEWAY_REDIS_URL": "",
+            "GATEWAY_REDIS_URL": self.redis_url,
             "GATEWAY_AUTO_MIGRATE": "",
-            "GATEWAY_WORKERS": "1",
+            "GATEWAY_WORKERS": str(self.workers),
         }
         command = [sys.executable, "-m", "gateway", "serve"]
         log = self.folder / "gateway.log"
@@ -167,9 +169,11 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def gateway(folder: Path, config: Mapping[str, str], *, cpu: int | None = None) -> Iterator[Gateway]:
+def gateway(
+    folder: Path, config: Mapping[str, str], *, cpu: int | None = None, workers: int = 1, redis_url: str = ""
+) -> Iterator[Gateway]:
     """A gateway that is ready; stopped at the end whatever happened."""
-    launched = Gateway(folder=folder, config=config, cpu=cpu)
+    launched = Gateway(folder=folder, config=config, cpu=cpu, workers=workers, redis_url=redis_url)
     try:
         launched.start()
         yield launched

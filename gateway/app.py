@@ -25,24 +25,36 @@ from pydantic import SecretStr
 from gateway import __version__
 from gateway.adapters.allowances import LocalAllowances
 from gateway.adapters.clock import SystemClock, TimeOrderedIds
+from gateway.adapters.exposition import Snapshot, snapshot
 from gateway.adapters.health import MemoryHealthBook
 from gateway.adapters.journal import JournalWriter, journal_id
 from gateway.adapters.journal.outbox import Outbox
+from gateway.adapters.postgres.administration import PostgresAdministration
+from gateway.adapters.postgres.alerts import AlertBook
 from gateway.adapters.postgres.balances import PostgresBalances
-from gateway.adapters.postgres.keys import KeyStore, PostgresApiKeys
+from gateway.adapters.postgres.keys import PostgresApiKeys
 from gateway.adapters.postgres.reports import Reports
 from gateway.adapters.postgres.schema import DatabaseAwayError, migrate, require_current
+from gateway.adapters.postgres.shared_state import PostgresSharedState
 from gateway.adapters.postgres.shipper import Shipper
+from gateway.adapters.redis.allowances import RedisAllowances
+from gateway.adapters.redis.membership import State
 from gateway.adapters.telemetry import PrometheusTelemetry
 from gateway.adapters.upstream.aiohttp_client import AiohttpUpstreams
+from gateway.adapters.webhook import LogTeller, WebhookTeller
+from gateway.adapters.workers import AnswerError, LinkLostError, Siblings
 from gateway.catalog import CatalogError, Loaded, load
 from gateway.core.failure import Failure, FailureClass
+from gateway.core.grants import SIGNAL, Administrator
+from gateway.core.refusal import Refusal, RefusalCode, RefusedError
 from gateway.http.admin import admin_routes
 from gateway.http.application import create_application
 from gateway.http.protocol import BoundedHttpProtocol
+from gateway.http.relay import OpenExchanges
 from gateway.http.services import BadConfigurationError, Readiness, Services
 from gateway.pipeline.conduct import Conductor, Configuration
 from gateway.pipeline.experience import Experience
+from gateway.pipeline.ports import AlertTeller, Clock, StoreUnavailableError
 from gateway.settings import Settings, SettingsError, admin_token, environment, read_secret
 
 LOGGER: Final = logging.getLogger("gateway")
@@ -57,12 +69,23 @@ KEEPALIVE_SECONDS: Final = 75
 class Gateway:
     """One worker: everything it is made of, and its life."""
 
-    def __init__(self, settings: Settings, database_url: str, *, environ: Mapping[str, str] | None = None) -> None:
+    siblings: Siblings | None = None
+
+    def __init__(
+        self,
+        settings: Settings,
+        database_url: str,
+        *,
+        environ: Mapping[str, str] | None = None,
+        siblings: Siblings | None = None,
+    ) -> None:
         """Reads the configuration and opens the journal. Raises SettingsError, CatalogError or OSError.
 
-        ``environ`` is where credentials are looked up, the process environment without it.
+        ``environ`` is where credentials are looked up, the process environment without it; ``siblings`` are the other
+        workers where this is not the only one.
         """
         self.settings = settings
+        self.siblings = siblings
         self._environ = environment() if environ is None else environ
         self._stop = asyncio.Event()
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -79,11 +102,14 @@ class Gateway:
         outbox = Outbox(settings.data_dir, self.journal)
         self.shipper = Shipper(database_url, outbox, clock=clock, chance=random.random)
         self.keys = PostgresApiKeys(database_url, clock=clock)
-        self.key_store = KeyStore(database_url, clock=clock)
+        self.administration = PostgresAdministration(database_url, clock=clock)
         self.reports = Reports(database_url)
         self.balances = PostgresBalances(database_url)
-        self.allowances = LocalAllowances(journal_name, self.balances, clock=clock, caught_up=self.shipper.caught_up)
+        self.shared_state = PostgresSharedState(database_url)
+        self.allowances = self._allowances(journal_name, clock)
         self.telemetry = PrometheusTelemetry()
+        teller = alert_teller(settings, clock)
+        self.alerts = AlertBook(database_url, teller, self.telemetry, clock=clock, chance=random.random)
         self.health = MemoryHealthBook(clock, random.random)
         self.upstreams = AiohttpUpstreams(credentials, user_agent=f"kimi-gateway/{__version__}")
         self.clock = clock
@@ -102,16 +128,25 @@ class Gateway:
         self.services = Services(
             conductor=self.conductor,
             admin_token=token,
-            keys=self.key_store,
+            administration=self.administration,
             keys_changed=self.keys.refresh,
             reports=self.reports,
             readiness=self.readiness,
             metrics=self.metrics,
             metrics_type=self.telemetry.METRICS_TYPE,
             provider_states=self.provider_states,
-            reload=self.reload,
-            flush=self.shipper.flush,
+            reload=self.reload_all,
+            flush=self.shipper.flush if siblings is None else siblings.flush,
+            exchanges=OpenExchanges(limit=settings.concurrency_max),
         )
+
+    def _allowances(self, journal_name: str, clock: SystemClock) -> LocalAllowances | RedisAllowances:
+        """Shared with other workers where there is a Redis."""
+        caught_up = self.shipper.caught_up
+        if self.settings.redis_url is None:
+            return LocalAllowances(journal_name, self.balances, clock=clock, caught_up=caught_up)
+        url = self.settings.redis_url.get_secret_value()
+        return RedisAllowances(url, journal_name, self.balances, self.shared_state, clock=clock, caught_up=caught_up)
 
     def application(self) -> Litestar:
         """The ASGI application, whose lifespan is this gateway's life."""
@@ -147,13 +182,15 @@ class Gateway:
         self.loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(self._reload_told()))
         async with AsyncExitStack() as stack:
             stack.callback(self.journal.close)
-            for closing in (self.upstreams.close, self.key_store.close, self.reports.close, self.balances.close):
+            for closing in (self.upstreams.close, self.administration.close, self.reports.close, self.balances.close):
                 stack.push_async_callback(closing)
+            stack.push_async_callback(self.shared_state.close)
             self.journal.on_durable(self.shipper.wake)
             background = [
                 asyncio.create_task(self._keep_up(self.shipper.run), name="shipper"),
                 asyncio.create_task(self._keep_up(self.keys.run), name="keys"),
                 asyncio.create_task(self._keep_up(self.allowances.run), name="allowances"),
+                asyncio.create_task(self._keep_up(self.alerts.run), name="alerts"),
             ]
             try:
                 yield
@@ -213,9 +250,27 @@ class Gateway:
         warnings = [str(finding) for finding in loaded.findings]
         return {"digest": loaded.catalogue.digest, "warnings": warnings}
 
+    async def reload_all(self, by: Administrator) -> dict[str, object]:
+        """The same in every worker, and how many there are; the audit has it if the database is there. Raises
+        BadConfigurationError, RefusedError."""
+        before = {"digest": self.conductor.configuration.catalogue.digest}
+        if self.siblings is None:
+            answer = {**await self.reload(), "workers": 1, "reloaded": 1}
+        else:
+            try:
+                answer = await self.siblings.reload()
+            except AnswerError as error:
+                raise BadConfigurationError(str(error)) from None
+            except LinkLostError as error:
+                raise _out_of_touch(error) from None
+        with contextlib.suppress(StoreUnavailableError):
+            after = {"digest": answer["digest"]}
+            await self.administration.audit.record("config.reload", "config", before=before, after=after, by=by)
+        return answer
+
     async def _reload_told(self) -> None:
         try:
-            await self.reload()
+            await self.reload_all(SIGNAL)
         except BadConfigurationError as error:
             LOGGER.error("configuration not reloaded; the running one stays in force: %s", error)  # noqa: TRY400
 
@@ -238,17 +293,37 @@ class Gateway:
                 "records_set_aside": shipped.records_set_aside,
             },
             "open_exchanges": len(self.services.exchanges),
+            "worker": 0 if self.siblings is None else self.siblings.number,
+            "workers": 1 if self.siblings is None else self.siblings.count,
         }
+        if isinstance(self.allowances, RedisAllowances):
+            details["shared_state"] = {"state": self.allowances.state.value, "generation": self.allowances.generation}
         return Readiness(ready=not problems, problems=tuple(problems), details=details)
 
-    def metrics(self) -> bytes:
-        """The text exposition, with the gauges as they are now."""
+    async def metrics(self) -> bytes:
+        """The text exposition of all workers. Raises RefusedError."""
+        if self.siblings is None:
+            self._gauge()
+            return self.telemetry.render()
+        try:
+            return await self.siblings.metrics()
+        except (LinkLostError, AnswerError) as error:
+            raise _out_of_touch(error) from None
+
+    def snapshot(self) -> Snapshot:
+        """This worker's own figures."""
+        self._gauge()
+        return snapshot(self.telemetry.registry)
+
+    def _gauge(self) -> None:
+        """Sets the gauges to what is now."""
         shipped = self.shipper.state()
         self.telemetry.open_exchanges.set(len(self.services.exchanges))
         self.telemetry.journal_available.set(int(self.journal.available))
         self.telemetry.journal_backlog.set(shipped.backlog_bytes)
         self.telemetry.journal_lag.set(shipped.lag_seconds)
-        return self.telemetry.render()
+        if isinstance(self.allowances, RedisAllowances):
+            self.telemetry.shared_state_is(self.allowances.state, self.allowances.generation, states=State)
 
     def provider_states(self) -> list[dict[str, object]]:
         """Every account with its limits, credential and health, for ``/admin/providers``."""
@@ -286,7 +361,8 @@ class GatewayServer(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
         super().__init__(config)
-        self._gateway = gateway
+        self.gateway = gateway
+        self._cutting: asyncio.Task[None] | None = None
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -296,10 +372,28 @@ class GatewayServer(uvicorn.Server):
             yield
             self._captured_signals.clear()
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._gateway.loop is not None:
-            self._gateway.loop.call_soon_threadsafe(self._gateway.begin_shutdown)
-        super().handle_exit(sig, frame)
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - any of them means the same
+        self.end()
+
+    def end(self) -> None:
+        """Stops: asked once, open streams run on for a while; asked again, they end now, each with an error of its own
+        and a settlement. uvicorn's own second time would leave out the end of the gateway."""
+        loop = self.gateway.loop
+        if loop is not None:
+            loop.call_soon_threadsafe(self._cut_short if self.should_exit else self.gateway.begin_shutdown)
+        self.should_exit = True
+
+    def _cut_short(self) -> None:
+        self.gateway.interrupt_exchanges()
+        if self._cutting is None:
+            self._cutting = asyncio.ensure_future(self._cut_connections())
+
+    async def _cut_connections(self) -> None:
+        """Once what was open has ended, or would not, nobody is waited for."""
+        have_ended = await self.gateway.services.exchanges.wait(CLOSE_SECONDS_MAX)
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.close() if have_ended else connection.transport.abort()
 
 
 def configure(
@@ -324,6 +418,24 @@ def configure(
                 where = f"set {reference.env}" if reference.env is not None else f"write it to {reference.file}"
                 LOGGER.warning("%s (%s) has no credential and is not routable: %s", card.name, account.name, where)
     return Configuration(catalogue=loaded.catalogue, usable_accounts=frozenset(usable)), credentials
+
+
+def alert_teller(settings: Settings, clock: Clock) -> AlertTeller:
+    """Whoever is told of budget alerts: the address in the settings, else the log."""
+    url, secret = settings.alert_webhook_url, settings.alert_webhook_secret
+    if url is None or secret is None:
+        return LogTeller()
+    return WebhookTeller(url, secret, clock=clock, user_agent=f"kimi-gateway/{__version__}")
+
+
+def _out_of_touch(error: Exception) -> RefusedError:
+    return RefusedError(
+        Refusal(
+            code=RefusalCode.OVERLOADED,
+            message=f"The other workers cannot be asked just now ({error}). Send the request again shortly.",
+            retry_after=1,
+        )
+    )
 
 
 def spare_the_collector() -> None:

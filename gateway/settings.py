@@ -10,6 +10,7 @@ import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
@@ -23,7 +24,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 PREFIX: Final = "GATEWAY_"
 DOTENV: Final = Path(".env")
-SECRET_FIELDS: Final = ("admin_token", "database_url", "redis_url")
+SECRET_FIELDS: Final = ("admin_token", "database_url", "redis_url", "alert_webhook_url", "alert_webhook_secret")
 ADMIN_TOKEN_LENGTH_MIN: Final = 16
 ADMIN_TOKEN_FILE: Final = "admin-token"  # noqa: S105 - a file name
 SECRET_FILE_BYTES_MAX: Final = 65_536
@@ -84,11 +85,19 @@ class Settings(BaseSettings):
     host: Annotated[str, Field(min_length=1, description="an address to listen on, such as 127.0.0.1")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535, description="a port number from 0 to 65535")] = 8080
     workers: Annotated[int, Field(ge=1, le=256, description="a whole number from 1 to 256")] = 1
+    concurrency_max: Annotated[int, Field(ge=1, le=1_000_000, description="a whole number from 1 to 1000000")] = 2000
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="debug, info, warning or error")
     ] = "info"
     log_format: Annotated[Literal["json", "console"], Field(description="json or console")] = "json"
     auto_migrate: Annotated[bool | None, Field(description="true or false")] = None
+    alert_webhook_url: Annotated[
+        SecretStr | None,
+        Field(description="an https address without credentials or fragment, or an http one on this machine"),
+    ] = None
+    alert_webhook_secret: Annotated[
+        SecretStr | None, Field(description="a long random text that the receiver of alerts knows too")
+    ] = None
 
     @classmethod
     def settings_customise_sources(
@@ -101,7 +110,9 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, dotenv_settings, _SecretFiles(settings_cls)
 
-    @field_validator("database_url", "redis_url", "auto_migrate", mode="before")
+    @field_validator(
+        "database_url", "redis_url", "auto_migrate", "alert_webhook_url", "alert_webhook_secret", mode="before"
+    )
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         """Compose files pass a variable on as an empty text when nobody has set it."""
@@ -130,6 +141,33 @@ class Settings(BaseSettings):
         if value is not None and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("not a Redis URL")
         return value
+
+    @field_validator("alert_webhook_url")
+    @classmethod
+    def _may_be_posted_to(cls, value: SecretStr | None) -> SecretStr | None:
+        """Alerts and their signature travel encrypted, or not at all."""
+        if value is None:
+            return value
+        text = value.get_secret_value()
+        parts = urlsplit(text)
+        _ = parts.port  # raises ValueError for a port that is no number
+        is_plain = parts.scheme == "http" and _is_loopback(parts.hostname or "")
+        if not parts.hostname or not (parts.scheme == "https" or is_plain):
+            raise ValueError("neither https nor on this machine")
+        if "@" in parts.netloc or "#" in text or not text.isprintable() or " " in text:
+            raise ValueError("not a plain address")
+        return value
+
+    @model_validator(mode="after")
+    def _alerts_are_signed(self) -> Self:
+        if self.alert_webhook_url is not None:
+            refuse_weak_admin_token(
+                self.alert_webhook_secret or SecretStr(""),
+                source=f"{PREFIX}ALERT_WEBHOOK_SECRET",
+                mend="Set at least 16 random characters that the receiver of alerts knows too, for example from: "
+                "openssl rand -base64 32. Or unset GATEWAY_ALERT_WEBHOOK_URL.",
+            )
+        return self
 
     @model_validator(mode="after")
     def _several_workers_share_state(self) -> Self:
@@ -253,6 +291,16 @@ def _unquoted() -> Iterator[None]:
         yield
     except psycopg.Error:
         raise ValueError("not a PostgreSQL URL") from None
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a host is this machine by its very name; nothing is looked up."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _variable(field_name: str) -> str:

@@ -15,7 +15,7 @@ from gateway.core.allowance import Balance
 from gateway.core.budget import BudgetWindow
 from gateway.core.exchange import Principal
 from gateway.core.ledger import Intent, LedgerEntry, PlanRecord, Progress, Record
-from gateway.pipeline.ports import Clock, MeteringUnavailableError, StoreUnavailableError
+from gateway.pipeline.ports import Clock, MeteringUnavailableError, Sighting, StoreUnavailableError
 
 
 class MemoryJournal:
@@ -84,6 +84,35 @@ class MemoryBalances:
         """Somebody's journal has posted so much in a window."""
         self.posted.setdefault(window.key, {})[journal_id] = balance
         self.moves.add((window.scope, journal_id))
+
+    def _check(self) -> None:
+        if self.is_away:
+            raise StoreUnavailableError("the database is away")
+
+
+@dataclass(slots=True)
+class MemorySharedState:
+    """The port ``SharedState``. ``live``: who said so and has not left. ``is_away``: cannot be asked."""
+
+    generation: int = 0
+    live: set[str] = field(default_factory=set)
+    is_away: bool = False
+
+    async def seen(self, worker_id: str) -> Sighting:
+        self._check()
+        self.live.add(worker_id)
+        return Sighting(self.generation, frozenset(self.live))
+
+    async def next_generation(self, *, after: int, above: int) -> int | None:
+        self._check()
+        if self.generation != after:
+            return None
+        self.generation = max(self.generation, above) + 1
+        return self.generation
+
+    async def leave(self, worker_id: str) -> None:
+        self._check()
+        self.live.discard(worker_id)
 
     def _check(self) -> None:
         if self.is_away:

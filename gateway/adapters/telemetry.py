@@ -6,19 +6,21 @@ Labels are bounded by configuration (provider, account, model, status); a reques
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway.core.ledger import LedgerEntry
+from gateway.core.shedding import Shed
 
 LOGGER: Final = logging.getLogger("gateway.exchange")
 SECONDS_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 
 
 class PrometheusTelemetry:
-    """Implements the Telemetry port."""
+    """Implements the Telemetry and AlertTelemetry ports."""
 
     METRICS_TYPE: Final = CONTENT_TYPE_LATEST
 
@@ -26,6 +28,11 @@ class PrometheusTelemetry:
         self.registry = CollectorRegistry()
         self._counters: dict[tuple[Counter, tuple[str, ...]], Counter] = {}
         self._histograms: dict[tuple[Histogram, tuple[str, ...]], Histogram] = {}
+        self._count_attempts()
+        self._count_requests()
+        self._gauge_process()
+
+    def _count_attempts(self) -> None:
         route = ("provider", "account", "model")
         self._attempts = Counter(
             "gateway_attempts",
@@ -52,8 +59,13 @@ class PrometheusTelemetry:
             buckets=SECONDS_BUCKETS,
             registry=self.registry,
         )
+
+    def _count_requests(self) -> None:
         self._exchanges = Counter(
-            "gateway_exchanges", "Client requests by status.", ("model", "surface", "status"), registry=self.registry
+            "gateway_exchanges",
+            "Client requests by status, and by the code of the error where the gateway has told one.",
+            ("model", "surface", "status", "code"),
+            registry=self.registry,
         )
         self._seconds = Histogram(
             "gateway_exchange_seconds",
@@ -68,7 +80,24 @@ class PrometheusTelemetry:
             ("path", "code", "status"),
             registry=self.registry,
         )
+        self._sheds = Counter(
+            "gateway_shed",
+            "Requests turned away because too many are open: in all (full), or of one key (share).",
+            ("reason",),
+            registry=self.registry,
+        )
         self._defects = Counter("gateway_defects", "Errors in the gateway's own code.", registry=self.registry)
+        self._alerts = Counter(
+            "gateway_budget_alerts", "Budget alerts raised by this process.", ("share",), registry=self.registry
+        )
+        self._deliveries = Counter(
+            "gateway_budget_alert_deliveries",
+            "Tries to tell a budget alert by how they ended.",
+            ("by", "outcome"),
+            registry=self.registry,
+        )
+
+    def _gauge_process(self) -> None:
         self.open_exchanges = Gauge("gateway_open_exchanges", "Exchanges now open.", registry=self.registry)
         self.journal_backlog = Gauge(
             "gateway_journal_backlog_bytes", "Journal bytes not yet in PostgreSQL.", registry=self.registry
@@ -78,6 +107,18 @@ class PrometheusTelemetry:
         )
         self.journal_available = Gauge(
             "gateway_journal_available", "1 while the journal takes records.", registry=self.registry
+        )
+        self._shared_state = Gauge(
+            "gateway_shared_state",
+            "1 for the state that limits and budgets in Redis are in: ok, rebuilding or away.",
+            ("state",),
+            registry=self.registry,
+        )
+        self._generation = Gauge(
+            "gateway_shared_state_generation",
+            "The generation of the shared state; it grows when Redis has lost what it had.",
+            (),
+            registry=self.registry,
         )
 
     def attempt_settled(self, entry: LedgerEntry) -> None:
@@ -97,6 +138,12 @@ class PrometheusTelemetry:
         self._counter(self._cost, *route, entry.usage_source).inc(entry.cost_pico)
         if entry.ttft_ms is not None:
             self._histogram(self._first_chunk, *route).observe(entry.ttft_ms / 1000)
+
+    def shared_state_is(self, state: str, generation: int, *, states: Iterable[str]) -> None:
+        """Which of ``states`` the shared state is in. Nothing is shown where there is none."""
+        for each in states:
+            self._shared_state.labels(each).set(int(each == state))
+        self._generation.set(generation)
 
     def _counter(self, parent: Counter, *labels: str) -> Counter:
         """The child for these labels, looked up without the library's lock; as many as configuration has."""
@@ -120,10 +167,13 @@ class PrometheusTelemetry:
         fields = {"request_id": request_id, "path": path, "code": code, "status": status}
         LOGGER.info("refused", extra={"fields": fields})
 
+    def shed(self, reason: Shed) -> None:
+        self._counter(self._sheds, reason.value).inc()
+
     def exchange_ended(
-        self, *, request_id: str, key_id: str, model: str, surface: str, status: int, seconds: float
+        self, *, request_id: str, key_id: str, model: str, surface: str, status: int, code: str, seconds: float
     ) -> None:
-        self._counter(self._exchanges, model, surface, str(status)).inc()
+        self._counter(self._exchanges, model, surface, str(status), code).inc()
         self._histogram(self._seconds, model, surface).observe(seconds)
         LOGGER.info(
             "exchange",
@@ -134,10 +184,17 @@ class PrometheusTelemetry:
                     "model": model,
                     "surface": surface,
                     "status": status,
+                    "code": code,
                     "seconds": round(seconds, 4),
                 }
             },
         )
+
+    def alert_raised(self, share: int) -> None:
+        self._counter(self._alerts, str(share)).inc()
+
+    def alert_told(self, *, by: str, outcome: str) -> None:
+        self._counter(self._deliveries, by, outcome).inc()
 
     def render(self) -> bytes:
         """The text exposition."""

@@ -7,18 +7,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, Final, NoReturn, ParamSpec, TypeVar
 
 import click
 import msgspec
 
-from gateway.adapters.embedded import EmbeddedPostgresError, embedded
+from gateway.adapters.embedded import SERVER_SETTINGS, EmbeddedPostgresError, embedded
 from gateway.adapters.postgres.schema import SchemaError, migrate, require_current
 from gateway.catalog import CatalogError
 from gateway.settings import Settings, SettingsError, load_settings
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+CONNECTIONS_OF_A_WORKER: Final = 16
+"""To the embedded database, at the most; as many are left to commands that are run beside the workers."""
 
 CONFIG = click.option(
     "--config",
@@ -62,7 +65,8 @@ def database(settings: Settings, *, migrated: bool = True) -> Iterator[str]:
             bring_up_to_date(settings, url)
         yield url
         return
-    with embedded(settings.data_dir) as url:
+    connections = max(int(SERVER_SETTINGS["max_connections"]), CONNECTIONS_OF_A_WORKER * (settings.workers + 1))
+    with embedded(settings.data_dir, settings={"max_connections": str(connections)}) as url:
         if migrated:
             bring_up_to_date(settings, url)
         yield url

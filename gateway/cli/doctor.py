@@ -33,6 +33,7 @@ from gateway.adapters.journal.backlog import unshipped_entries
 from gateway.adapters.postgres.schema import SchemaError, current_revision, require_current
 from gateway.catalog import CatalogError, Finding, Loaded, load
 from gateway.catalog.review import Comparison, stale_prices
+from gateway.cli.alert_checks import check_alerts, check_budgets
 from gateway.cli.common import CONFIG, JSON, database, print_json
 from gateway.cli.examination import Check, Examination, Status
 from gateway.core.catalogue import Catalogue, Deployment, ProviderCard
@@ -90,7 +91,7 @@ def examine(config_dir: Path | None, *, now: datetime, online: bool) -> Examinat
     loaded = check_config(found, settings.config_dir, now=now)
     check_admin_token(found, settings)
     check_data_dir(found, settings.data_dir)
-    ahead_seconds = check_database(found, settings)
+    ahead_seconds = check_database(found, settings, now=now)
     check_clock(found, now=now, ahead_seconds=ahead_seconds)
     check_redis(found, settings)
     if loaded is not None:
@@ -130,6 +131,8 @@ def _settings(found: Examination, config_dir: Path | None) -> Settings | None:
 def _keep_out_of(found: Examination, settings: Settings) -> None:
     if settings.admin_token is not None:
         found.keep_out(settings.admin_token.get_secret_value())
+    for webhook in (settings.alert_webhook_url, settings.alert_webhook_secret):
+        found.keep_out(None if webhook is None else webhook.get_secret_value())
     for url in (settings.database_url, settings.redis_url):
         password = None if url is None else _password(url.get_secret_value())
         if password is not None:
@@ -221,7 +224,7 @@ def check_data_dir(found: Examination, data_dir: Path) -> None:
 # --- servers ---------------------------------------------------------------------------------------------------------
 
 
-def check_database(found: Examination, settings: Settings) -> float | None:
+def check_database(found: Examination, settings: Settings, *, now: datetime) -> float | None:
     """Reachable, of this version's schema, with nothing set aside and nothing left behind. Answers how many seconds
     its clock is ahead of ours; None where nobody could ask."""
     if settings.is_embedded and not _has_embedded_database(settings.data_dir):
@@ -233,7 +236,7 @@ def check_database(found: Examination, settings: Settings) -> float | None:
         return None
     try:
         with database(settings, migrated=False) as url:
-            return _look_at_database(found, settings, url)
+            return _look_at_database(found, settings, url, now=now)
     except EmbeddedPostgresError as error:
         found.fail("database", str(error), "Mend what the message names; the server's log is in its folder.")
     except psycopg.Error as error:
@@ -249,7 +252,7 @@ def _has_embedded_database(data_dir: Path) -> bool:
     return (data_dir / "postgres").exists() or (data_dir / LOCATION_FILE).exists()
 
 
-def _look_at_database(found: Examination, settings: Settings, url: str) -> float | None:
+def _look_at_database(found: Examination, settings: Settings, url: str, *, now: datetime) -> float | None:
     try:
         revision = current_revision(url)
     except SchemaError as error:
@@ -266,6 +269,8 @@ def _look_at_database(found: Examination, settings: Settings, url: str) -> float
         if _check_schema(found, settings, url, revision):
             _check_dead_letters(found, db)
             _check_backlog(found, db, settings.data_dir)
+            check_budgets(found, db, now=now)
+            check_alerts(found, db)
     middle = before + (after - before) / 2
     return float((row[0] - middle).total_seconds())
 

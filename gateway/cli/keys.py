@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from gateway.adapters.clock import SystemClock
-from gateway.adapters.postgres.keys import KeyStore
-from gateway.catalog import load
-from gateway.cli.common import CONFIG, JSON, database, expected_errors, fail, print_json, settings_with
-from gateway.core import api_key
-from gateway.core.budget import Period
+from gateway.adapters.postgres.administration import PostgresAdministration
+from gateway.cli.administering import PAGE, ask, catalogue_in, changes, every, listed, tags, tell, tell_all, usage
+from gateway.cli.common import CONFIG, JSON, expected_errors, fail, print_json
+from gateway.core.budget import BudgetMode, Period
 from gateway.core.exchange import Role
-from gateway.core.keys import FieldError, KeyGrant, KeyRecord, check_grant, parse_grace
-from gateway.http.admin import SECRET_BYTES, key_json
-from gateway.pipeline.ports import StoreUnavailableError
+from gateway.core.fields import parse_grace
+from gateway.core.grants import COMMAND_LINE
+from gateway.core.keys import KeyRecord, check_grant, key_change, key_json
+from gateway.http.admin.keys import new_secret
 
-T = TypeVar("T")
+LISTED = ("id", "name", "team", "role", "models", "providers", "hint", "expires", "state")
 
 
 @click.group()
@@ -41,18 +37,19 @@ def keys() -> None:
 @click.option("--concurrency", type=click.IntRange(min=1), help="Requests at once.")
 @click.option("--budget", help="USD per --period, a decimal number.")
 @click.option("--period", type=click.Choice([period.value for period in Period]), help="Window of the budget.")
+@click.option("--budget-mode", type=click.Choice([mode.value for mode in BudgetMode]), help="How the budget refuses.")
 @click.option("--expires", help="Date or moment from which it is refused.")
 @click.option("--tag", "tags", multiple=True, metavar="K=V", help="Report tag; may be repeated.")
 @CONFIG
 @JSON
 @expected_errors
-def create(*, as_json: bool, config_dir: Any, **fields: Any) -> None:
+def create(*, as_json: bool, config_dir: Path | None, **fields: Any) -> None:
     """Create a key and print its secret, once."""
-    grant = _grant(fields, config_dir)
-    secret = api_key.new_secret(os.urandom(SECRET_BYTES))
-    record, team_created = _ask(
-        lambda store: store.create(grant, digest=api_key.digest(secret), hint=api_key.hint(secret))
-    )
+    catalogue = catalogue_in(config_dir)
+    lists = {name: _names(fields[name]) for name in ("models", "providers")}
+    grant = usage(lambda: check_grant(catalogue, **{**fields, **lists, "tags": tags(fields["tags"])}))
+    secret, digest, hint = new_secret()
+    record, team_created = ask(lambda to: to.keys.create(grant, digest=digest, hint=hint, by=COMMAND_LINE))
     if as_json:
         print_json({"id": record.key_id, "key": secret, **key_json(record), "team_created": team_created})
         return
@@ -68,20 +65,17 @@ def create(*, as_json: bool, config_dir: Any, **fields: Any) -> None:
 @expected_errors
 def list_keys(team: str | None, *, as_json: bool) -> None:
     """List every key."""
-    found = _ask(lambda store: _all(store, team))
-    if as_json:
-        print_json({"data": [key_json(record) for record in found]})
-        return
-    table = Table()
-    for name in ("id", "name", "team", "role", "models", "providers", "hint", "expires", "state"):
-        table.add_column(name, overflow="fold")
-    for record in found:
-        shown = key_json(record)
-        state = "revoked" if record.revoked_at else "active"
-        values = [shown[name] for name in ("id", "name", "team", "role", "models", "providers", "hint", "expires")]
-        table.add_row(*(_text(value) for value in values), state)
-    console = Console()
-    (console if console.is_terminal else Console(width=200)).print(table)
+
+    async def question(to: PostgresAdministration) -> list[KeyRecord]:
+        async def page(last: KeyRecord | None) -> Sequence[KeyRecord]:
+            return await to.keys.list_keys(after=None if last is None else last.key_id, limit=PAGE, team=team)
+
+        return await every(page)
+
+    rows = [key_json(record) for record in ask(question)]
+    if not as_json:
+        rows = [{**row, "state": "revoked" if row["revoked_at"] else "active"} for row in rows]
+    tell_all(rows, LISTED, as_json=as_json)
 
 
 @keys.command("show")
@@ -90,7 +84,36 @@ def list_keys(team: str | None, *, as_json: bool) -> None:
 @expected_errors
 def show(key: str, *, as_json: bool) -> None:
     """Show one key, by id or name."""
-    _tell(_found(_ask(lambda store: store.show(key)), key), as_json=as_json)
+    tell(key_json(_found(ask(lambda to: to.keys.show(key)), key)), as_json=as_json)
+
+
+@keys.command("update")
+@click.argument("key")
+@click.option("--name", help="What it is for.")
+@click.option("--models", help='Only these models, comma-separated; "" for all.')
+@click.option("--providers", help='Only these providers, comma-separated; "" for all.')
+@click.option("--rpm", type=int, help="Requests per minute.")
+@click.option("--tpm", type=int, help="Tokens per minute.")
+@click.option("--concurrency", type=int, help="Requests at once.")
+@click.option("--budget", help="USD per --period, a decimal number.")
+@click.option("--period", type=click.Choice([period.value for period in Period]), help="Window of the budget.")
+@click.option("--budget-mode", type=click.Choice([mode.value for mode in BudgetMode]), help="How the budget refuses.")
+@click.option("--expires", help="Date or moment from which it is refused.")
+@click.option("--tag", "tags", multiple=True, metavar="K=V", help="Instead of the tags it has; may be repeated.")
+@click.option("--clear", "cleared", multiple=True, metavar="FIELD", help="Takes a limit away; may be repeated.")
+@CONFIG
+@JSON
+@expected_errors
+def update(key: str, *, as_json: bool, config_dir: Path | None, cleared: tuple[str, ...], **fields: Any) -> None:
+    """Change a key, by id or name; what is not named stays."""
+    catalogue = catalogue_in(config_dir)
+    make = usage(lambda: key_change(catalogue, **changes(fields, cleared)))
+
+    async def question(to: PostgresAdministration) -> KeyRecord | None:
+        record = await to.keys.show(key)
+        return None if record is None else await to.keys.update(record.key_id, make, by=COMMAND_LINE)
+
+    tell(key_json(_found(ask(question), key)), as_json=as_json)
 
 
 @keys.command("revoke")
@@ -100,11 +123,11 @@ def show(key: str, *, as_json: bool) -> None:
 def revoke(key: str, *, as_json: bool) -> None:
     """Revoke a key, by id or name, at once and for good."""
 
-    async def ask(store: KeyStore) -> KeyRecord | None:
-        record = await store.show(key)
-        return None if record is None else await store.revoke(record.key_id)
+    async def question(to: PostgresAdministration) -> KeyRecord | None:
+        record = await to.keys.show(key)
+        return None if record is None else await to.keys.revoke(record.key_id, by=COMMAND_LINE)
 
-    _tell(_found(_ask(ask), key), as_json=as_json)
+    tell(key_json(_found(ask(question), key)), as_json=as_json)
 
 
 @keys.command("rotate")
@@ -118,15 +141,15 @@ def rotate(key: str, grace: str, *, as_json: bool) -> None:
         length = parse_grace(grace)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--grace") from None
-    secret = api_key.new_secret(os.urandom(SECRET_BYTES))
+    secret, digest, hint = new_secret()
 
-    async def ask(store: KeyStore) -> KeyRecord | None:
-        record = await store.show(key)
+    async def question(to: PostgresAdministration) -> KeyRecord | None:
+        record = await to.keys.show(key)
         if record is None:
             return None
-        return await store.rotate(record.key_id, digest=api_key.digest(secret), hint=api_key.hint(secret), grace=length)
+        return await to.keys.rotate(record.key_id, digest=digest, hint=hint, grace=length, by=COMMAND_LINE)
 
-    record = _found(_ask(ask), key)
+    record = _found(ask(question), key)
     if as_json:
         print_json({"id": record.key_id, "key": secret, **key_json(record)})
         return
@@ -134,72 +157,12 @@ def rotate(key: str, grace: str, *, as_json: bool) -> None:
     click.echo(secret)
 
 
-def _grant(fields: dict[str, Any], config_dir: Any) -> KeyGrant:
-    """The options as a checked grant. Raises click.UsageError."""
-    catalogue = load(settings_with(config_dir=config_dir).config_dir, now=SystemClock().now()).catalogue
-    listed = {name: None if fields[name] is None else _listed(fields[name]) for name in ("models", "providers")}
-    try:
-        return check_grant(catalogue, **{**fields, **listed, "tags": _tags(fields["tags"])})
-    except FieldError as error:
-        option = "--tag" if error.field == "tags" else f"--{error.field}"
-        raise click.BadParameter(str(error), param_hint=option) from None
-
-
-def _listed(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _tags(given: tuple[str, ...]) -> dict[str, str]:
-    tags = {}
-    for tag in given:
-        name, equals, value = tag.partition("=")
-        if not equals:
-            raise FieldError("tags", f"{tag!r} is not of the form name=value")
-        tags[name] = value
-    return tags
-
-
-async def _all(store: KeyStore, team: str | None) -> list[KeyRecord]:
-    found: list[KeyRecord] = []
-    after: str | None = None
-    while page := await store.list_keys(after=after, limit=500, team=team):
-        found.extend(page)
-        after = page[-1].key_id
-    return found
-
-
-def _ask(question: Callable[[KeyStore], Awaitable[T]]) -> T:
-    with database(settings_with()) as url:
-
-        async def ask() -> T:
-            store = KeyStore(url, clock=SystemClock())
-            try:
-                return await question(store)
-            finally:
-                await store.close()
-
-        try:
-            return asyncio.run(ask())
-        except StoreUnavailableError:
-            fail("the database cannot be reached.")
+def _names(text: str | None) -> list[str] | None:
+    """Of a new key, a list without a name in it is a mistake."""
+    return None if text is None else listed(text) or []
 
 
 def _found(record: KeyRecord | None, key: str) -> KeyRecord:
     if record is None:
         fail(f"there is no key {key!r}, or it is revoked.")
     return record
-
-
-def _tell(record: KeyRecord, *, as_json: bool) -> None:
-    shown = key_json(record)
-    if as_json:
-        print_json(shown)
-        return
-    for name, value in shown.items():
-        click.echo(f"{name:12} {_text(value)}")
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "–"
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

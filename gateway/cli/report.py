@@ -18,7 +18,7 @@ from gateway.adapters.journal.backlog import unshipped_entries
 from gateway.adapters.postgres.reports import Reports
 from gateway.cli.common import JSON, database, expected_errors, fail, print_json, settings_with
 from gateway.cli.spend import print_spend
-from gateway.core.keys import FieldError
+from gateway.core.fields import FieldError
 from gateway.http.books import period, render_report
 from gateway.pipeline.ports import StoreUnavailableError
 

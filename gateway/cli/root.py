@@ -5,14 +5,18 @@ from __future__ import annotations
 import click
 
 from gateway import __version__
+from gateway.cli.audit import audit
+from gateway.cli.budgets import budgets
 from gateway.cli.demo import demo
 from gateway.cli.doctor import doctor
 from gateway.cli.keys import keys
 from gateway.cli.migrate import migrate
+from gateway.cli.organisation import organisation
 from gateway.cli.prices import prices
 from gateway.cli.report import report
 from gateway.cli.serve import serve
 from gateway.cli.simulator import simulator
+from gateway.cli.teams import teams
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -21,5 +25,9 @@ def cli() -> None:
     """One endpoint for Kimi's thinking models: routed by price, metered to the pico-dollar."""
 
 
-for command in (serve, demo, simulator, migrate, keys, report, prices, doctor):
+for command in (
+    *(serve, demo, simulator, migrate),
+    *(keys, teams, budgets, organisation, audit),
+    *(report, prices, doctor),
+):
     cli.add_command(command)

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Final, NamedTuple
 
+import msgspec
+
 from gateway.core.budget import Budget, BudgetMode, BudgetWindow
-from gateway.core.limits import NO_RATES, LimitKind, RateLimits, RateState, RateStates, SlidingMinute
+from gateway.core.limits import NO_RATES, LimitKind, RateLimits, RateState, RateStates, ScopeState, SlidingMinute
 from gateway.core.money import ZERO, Money
 
 LEASE_MS: Final = 60_000
 """A hold that nobody renews for so long belongs to a worker that is no more."""
-FULL_RETRY_MS: Final = 1_000
-"""When to ask again for one of several requests at once: nobody knows when the others end."""
 
 
 class BudgetClaim(NamedTuple):
@@ -47,8 +47,7 @@ class Demand:
     accounts: tuple[RateLimits, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Granted:
+class Granted(msgspec.Struct, frozen=True, kw_only=True):
     """The hold. ``amount`` is less than was asked for where ``clamped_by`` names the budget that shortened it;
     ``account`` is the place of the account in the demand, None where it named none."""
 
@@ -137,30 +136,20 @@ class WindowState:
 
 class Hold:
     """One open hold: what it took, and of whom. ``amount`` is what of it is not posted yet, in pico-dollars;
-    ``clamped_by`` the identity of the budget that shortened it."""
+    ``clamped_by`` the identity of the budget that shortened it; ``callers`` the states of its ``limits``."""
 
-    __slots__ = ("account", "amount", "clamped_by", "expires_ms", "limits", "second", "tokens", "windows")
+    __slots__ = ("account", "amount", "callers", "clamped_by", "expires_ms", "limits", "second", "tokens", "windows")
 
-    def __init__(
-        self,
-        *,
-        amount: int,
-        tokens: int,
-        second: int,
-        expires_ms: int,
-        limits: tuple[RateLimits, ...],
-        windows: tuple[str, ...],
-        account: RateLimits | None,
-        clamped_by: str | None,
-    ) -> None:
-        self.amount = amount
-        self.tokens = tokens
-        self.second = second
-        self.expires_ms = expires_ms
-        self.limits = limits
+    def __init__(self, demand: Demand, callers: list[ScopeState], windows: list[WindowState], now_ms: int) -> None:
+        self.amount = 0
+        self.tokens = demand.tokens
+        self.limits = demand.limits
+        self.callers = callers
         self.windows = windows
-        self.account = account
-        self.clamped_by = clamped_by
+        self.account: RateLimits | None = None
+        self.clamped_by: str | None = None
+        self.second = now_ms // 1000
+        self.expires_ms = now_ms + LEASE_MS
 
 
 class AllowanceBook:
@@ -171,13 +160,12 @@ class AllowanceBook:
     run backwards in here: an earlier one counts as the latest one seen.
     """
 
-    __slots__ = ("_latest_ms", "_minutes", "_running", "holds", "windows")
+    __slots__ = ("_latest_ms", "_scopes", "holds", "windows")
 
     def __init__(self) -> None:
         self.windows: dict[str, WindowState] = {}
         self.holds: dict[str, Hold] = {}
-        self._minutes: dict[tuple[str, LimitKind], SlidingMinute] = {}
-        self._running: dict[str, int] = {}
+        self._scopes: dict[str, ScopeState] = {}
         self._latest_ms = 0
 
     # --- what is spent ---------------------------------------------------------------------------------------------
@@ -201,10 +189,7 @@ class AllowanceBook:
         hold = self.holds.get(hold_id)
         if hold is None:
             return
-        posted = min(max(cost, 0), hold.amount)
-        hold.amount -= posted
-        for key in hold.windows:
-            self._unhold(key, posted)
+        _hold(hold, -min(max(cost, 0), hold.amount))
 
     # --- holds -----------------------------------------------------------------------------------------------------
 
@@ -214,34 +199,26 @@ class AllowanceBook:
         now_ms = self._now(now_ms)
         known = self.holds.get(demand.hold_id)
         if known is not None:
-            return self._granted(known, demand, now_ms)
-        limited = self._limited(demand, now_ms)
-        if limited is not None:
-            return limited
-        amount, clamped_by = self._affordable(demand)
+            return _granted(known, demand, _place(known.account, demand.accounts), now_ms)
+        callers = [self._scope(limits.scope) for limits in demand.limits]
+        for limits, caller in zip(demand.limits, callers, strict=True):
+            kind = caller.lacks(limits, demand.tokens, now_ms)
+            if kind is not None:
+                return _limited(demand, limits, kind, callers, now_ms)
+        windows = [self.windows[claim.window.key] for claim in demand.budgets]
+        amount, clamped_by = _affordable(demand, windows)
         if isinstance(amount, Exceeded):
             return amount
-        account = self._first_with_room(demand.accounts, demand.tokens, now_ms)
+        account = self._first_with_room(demand, now_ms)
         if isinstance(account, AccountsFull):
             return account
-        for limits in demand.limits:
-            self._count(limits, demand.tokens, now_ms)
-        if account is not None:
-            self._count(demand.accounts[account], demand.tokens, now_ms)
-        windows = tuple(claim.window.key for claim in demand.budgets)
-        for key in windows:
-            self.windows[key].held += amount
-        hold = self.holds[demand.hold_id] = Hold(
-            amount=amount,
-            tokens=demand.tokens,
-            second=now_ms // 1000,
-            expires_ms=now_ms + LEASE_MS,
-            limits=demand.limits,
-            windows=windows,
-            account=None if account is None else demand.accounts[account],
-            clamped_by=None if clamped_by is None else clamped_by.budget_id,
-        )
-        return self._granted(hold, demand, now_ms)
+        for limits, caller in zip(demand.limits, callers, strict=True):
+            caller.take(limits, demand.tokens, now_ms // 1000)
+        hold = self.holds[demand.hold_id] = Hold(demand, callers, windows, now_ms)
+        hold.clamped_by = clamped_by
+        _hold(hold, amount)
+        self._use(hold, demand, account, now_ms)
+        return _granted(hold, demand, account, now_ms)
 
     def retry(self, demand: Demand, now_ms: int) -> Verdict:
         """The same hold for one more attempt: ``amount`` again, on top of what the last attempts have cost, at the
@@ -253,22 +230,19 @@ class AllowanceBook:
             return self.take(demand, now_ms)
         more = max(0, demand.amount.pico - hold.amount)
         for claim in demand.budgets if more else ():
-            if claim.window.key not in hold.windows or claim.budget.mode is BudgetMode.SOFT:
+            state = self.windows.get(claim.window.key)
+            if state is None or state not in hold.windows or claim.budget.mode is BudgetMode.SOFT:
                 continue
-            available = self._available(claim)
+            available = _available(claim, state)
             if more > available:
-                return Exceeded(claim=claim, needed=Money(more), available=Money(max(0, available)))
-        account = self._first_with_room(demand.accounts, demand.tokens, now_ms)
+                return _exceeded(claim, more, available)
+        account = self._first_with_room(demand, now_ms)
         if isinstance(account, AccountsFull):
             return account
         if hold.account is not None:
-            self._end(hold.account)
-        hold.account = None if account is None else demand.accounts[account]
-        if hold.account is not None:
-            self._count(hold.account, demand.tokens, now_ms)
-        hold.amount += more
-        for key in hold.windows:
-            self.windows[key].held += more
+            self._scope(hold.account.scope).end(hold.account)
+        _hold(hold, more)
+        self._use(hold, demand, account, now_ms)
         return Granted(amount=Money(hold.amount), account=account)
 
     def release(self, hold_id: str, tokens: int) -> None:
@@ -277,15 +251,13 @@ class AllowanceBook:
         hold = self.holds.pop(hold_id, None)
         if hold is None:
             return
-        for limits in hold.limits:
-            self._end(limits)
-            minute = self._minutes.get((limits.scope, LimitKind.TOKENS))
-            if minute is not None and limits.tpm is not None:  # a limit set since then has counted nothing of it
-                minute.correct(hold.second, tokens - hold.tokens)
+        for limits, caller in zip(hold.limits, hold.callers, strict=True):
+            caller.end(limits)
+            if limits.tpm is not None:  # a limit that was set since then has counted nothing of it
+                caller.tokens.correct(hold.second, tokens - hold.tokens)
         if hold.account is not None:
-            self._end(hold.account)
-        for key in hold.windows:
-            self._unhold(key, hold.amount)
+            self._scope(hold.account.scope).end(hold.account)
+        _hold(hold, -hold.amount)
 
     def renew(self, hold_ids: Iterable[str], now_ms: int) -> None:
         """These are still under way."""
@@ -301,141 +273,135 @@ class AllowanceBook:
         expired = [hold_id for hold_id, hold in self.holds.items() if hold.expires_ms <= now_ms]
         for hold_id in expired:
             self.release(hold_id, self.holds[hold_id].tokens)
-        for of, minute in list(self._minutes.items()):
-            minute.advance(now_ms)
-            if minute.is_empty:
-                del self._minutes[of]
+        for scope, state in list(self._scopes.items()):
+            if state.is_idle(now_ms):
+                del self._scopes[scope]
         return expired
 
     def forget(self, windows: Iterable[str]) -> list[str]:
         """These windows are no longer known, but for those that an open hold counts in; returns which."""
-        kept = {key for hold in self.holds.values() for key in hold.windows}
+        kept = {state.window.key for hold in self.holds.values() for state in hold.windows}
         forgotten = [key for key in dict.fromkeys(windows) if key in self.windows and key not in kept]
         for key in forgotten:
             assert not self.windows[key].held, "what is held is the sum of the holds"
             del self.windows[key]
         return forgotten
 
+    def running(self) -> dict[str, int]:
+        """How many requests are under way in each scope that has a limit of them, and any."""
+        return {scope: state.running for scope, state in self._scopes.items() if state.running}
+
     def _now(self, now_ms: int) -> int:
         self._latest_ms = max(self._latest_ms, now_ms)
         return self._latest_ms
 
-    def _granted(self, hold: Hold, demand: Demand, now_ms: int) -> Granted:
-        """What the owner of a hold is told."""
-        shortened = [claim.budget for claim in demand.budgets if claim.budget.budget_id == hold.clamped_by]
-        return Granted(
-            amount=Money(hold.amount),
-            account=_place(hold.account, demand.accounts),
-            rates=self._rates(demand.limits, now_ms),
-            clamped_by=shortened[0] if shortened else None,
-        )
+    def _scope(self, scope: str) -> ScopeState:
+        state = self._scopes.get(scope)
+        if state is None:
+            state = self._scopes[scope] = ScopeState()
+        return state
 
-    # --- limits ----------------------------------------------------------------------------------------------------
-
-    def _limited(self, demand: Demand, now_ms: int) -> Limited | None:
-        for limits in demand.limits:
-            found = self._no_room(limits, demand.tokens, now_ms)
-            if found is not None:
-                kind, limit, needed, wait = found
-                rates = self._rates(demand.limits, now_ms)
-                return Limited(limits=limits, kind=kind, limit=limit, needed=needed, retry_after_ms=wait, rates=rates)
-        return None
-
-    def _no_room(self, limits: RateLimits, tokens: int, now_ms: int) -> tuple[LimitKind, int, int, int] | None:
-        """What of these limits has no room, its limit, what is needed of it, and for how long it has none."""
-        if limits.rpm is not None:
-            minute = self._minute(limits.scope, LimitKind.REQUESTS, now_ms)
-            if minute.taken + 1 > limits.rpm:
-                return (LimitKind.REQUESTS, limits.rpm, 1, minute.wait_ms(1, limits.rpm, now_ms))
-        if limits.tpm is not None:
-            minute = self._minute(limits.scope, LimitKind.TOKENS, now_ms)
-            if minute.taken + tokens > limits.tpm:
-                return (LimitKind.TOKENS, limits.tpm, tokens, minute.wait_ms(tokens, limits.tpm, now_ms))
-        if limits.concurrency is not None and self._running.get(limits.scope, 0) >= limits.concurrency:
-            return (LimitKind.CONCURRENCY, limits.concurrency, 1, FULL_RETRY_MS)
-        return None
-
-    def _first_with_room(self, accounts: Sequence[RateLimits], tokens: int, now_ms: int) -> int | AccountsFull | None:
+    def _first_with_room(self, demand: Demand, now_ms: int) -> int | AccountsFull | None:
+        """The place of an account, or None where there is none to be asked."""
         kinds, waits = [], []
-        for place, limits in enumerate(accounts):
-            found = self._no_room(limits, tokens, now_ms)
-            if found is None:
+        for place, limits in enumerate(demand.accounts):
+            state = self._scope(limits.scope)
+            kind = state.lacks(limits, demand.tokens, now_ms)
+            if kind is None:
                 return place
-            kinds.append(found[0])
-            waits.append(found[3])
+            kinds.append(kind)
+            waits.append(state.wait_ms(limits, kind, demand.tokens, now_ms))
         return AccountsFull(kinds=tuple(kinds), retry_after_ms=min(waits)) if kinds else None
 
-    def _count(self, limits: RateLimits, tokens: int, now_ms: int) -> None:
+    def _use(self, hold: Hold, demand: Demand, account: int | None, now_ms: int) -> None:
+        hold.account = None if account is None else demand.accounts[account]
+        if hold.account is not None:
+            self._scope(hold.account.scope).take(hold.account, demand.tokens, now_ms // 1000)
+
+
+def _granted(hold: Hold, demand: Demand, account: int | None, now_ms: int) -> Granted:
+    """What the owner of a hold is told."""
+    clamped_by = None
+    if hold.clamped_by is not None:
+        named = [claim.budget for claim in demand.budgets if claim.budget.budget_id == hold.clamped_by]
+        clamped_by = named[0] if named else None
+    rates = _rates(demand.limits, hold.callers, now_ms)
+    return Granted(amount=Money(hold.amount), account=account, rates=rates, clamped_by=clamped_by)
+
+
+def _hold(hold: Hold, more: int) -> None:
+    """So much more is held, in each of its windows; or less."""
+    hold.amount += more
+    for state in hold.windows:
+        state.held += more
+        assert state.held >= 0, "what is held is the sum of the holds"
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def _limited(
+    demand: Demand, limits: RateLimits, kind: LimitKind, callers: Sequence[ScopeState], now_ms: int
+) -> Limited:
+    state = callers[demand.limits.index(limits)]
+    limit = {LimitKind.REQUESTS: limits.rpm, LimitKind.TOKENS: limits.tpm, LimitKind.CONCURRENCY: limits.concurrency}
+    found = limit[kind]
+    assert found is not None
+    return Limited(
+        limits=limits,
+        kind=kind,
+        limit=found,
+        needed=demand.tokens if kind is LimitKind.TOKENS else 1,
+        retry_after_ms=state.wait_ms(limits, kind, demand.tokens, now_ms),
+        rates=_rates(demand.limits, callers, now_ms),
+    )
+
+
+def _rates(scopes: Sequence[RateLimits], states: Sequence[ScopeState], now_ms: int) -> RateStates:
+    """The tightest of each kind as they stand, with what was taken just now."""
+    requests = tokens = None
+    for limits, state in zip(scopes, states, strict=True):
         if limits.rpm is not None:
-            minute = self._minute(limits.scope, LimitKind.REQUESTS, now_ms)
-            minute.take(1, now_ms // 1000)
+            requests = _tighter(requests, limits.rpm, state.requests, now_ms)
         if limits.tpm is not None:
-            minute = self._minute(limits.scope, LimitKind.TOKENS, now_ms)
-            minute.take(tokens, now_ms // 1000)
-        if limits.concurrency is not None:
-            self._running[limits.scope] = self._running.get(limits.scope, 0) + 1
+            tokens = _tighter(tokens, limits.tpm, state.tokens, now_ms)
+    return NO_RATES if requests is None and tokens is None else RateStates(requests=requests, tokens=tokens)
 
-    def _end(self, limits: RateLimits) -> None:
-        if limits.concurrency is None:
-            return
-        running = self._running.get(limits.scope, 0) - 1
-        if running > 0:
-            self._running[limits.scope] = running
-        else:
-            self._running.pop(limits.scope, None)
 
-    def _minute(self, scope: str, kind: LimitKind, now_ms: int) -> SlidingMinute:
-        minute = self._minutes.get((scope, kind))
-        if minute is None:
-            minute = self._minutes[(scope, kind)] = SlidingMinute()
-        minute.advance(now_ms)
-        return minute
+def _tighter(other: RateState | None, limit: int, minute: SlidingMinute, now_ms: int) -> RateState:
+    minute.advance(now_ms)
+    remaining = limit - minute.taken if limit > minute.taken else 0
+    if other is not None and other.remaining <= remaining:
+        return other
+    return RateState(limit=limit, remaining=remaining, reset_ms=minute.reset_ms(now_ms))
 
-    def _rates(self, scopes: Sequence[RateLimits], now_ms: int) -> RateStates:
-        """The tightest of each kind, with what was taken just now."""
-        requests = tokens = None
-        for limits in scopes:
-            if limits.rpm is not None:
-                requests = self._tighter(requests, limits.scope, LimitKind.REQUESTS, limits.rpm, now_ms)
-            if limits.tpm is not None:
-                tokens = self._tighter(tokens, limits.scope, LimitKind.TOKENS, limits.tpm, now_ms)
-        return NO_RATES if requests is None and tokens is None else RateStates(requests=requests, tokens=tokens)
 
-    def _tighter(self, other: RateState | None, scope: str, kind: LimitKind, limit: int, now_ms: int) -> RateState:
-        minute = self._minute(scope, kind, now_ms)
-        remaining = max(0, limit - minute.taken)
-        if other is not None and other.remaining <= remaining:
-            return other
-        return RateState(limit=limit, remaining=remaining, reset_ms=minute.reset_ms(now_ms))
+# --- budgets ---------------------------------------------------------------------------------------------------------
 
-    # --- budgets ---------------------------------------------------------------------------------------------------
 
-    def _affordable(self, demand: Demand) -> tuple[int | Exceeded, Budget | None]:
-        """What every budget can bear: all of the demand, what clamping budgets have left of it, or too little."""
-        amount, clamped_by = demand.amount.pico, None
-        for claim in demand.budgets:
-            if claim.budget.mode is BudgetMode.CLAMP:
-                available = self._available(claim)
-                if available < amount:
-                    if available < demand.amount_min.pico:
-                        return _exceeded(claim, demand.amount_min.pico, available), None
-                    amount, clamped_by = available, claim.budget
-        for claim in demand.budgets:
-            if claim.budget.mode is BudgetMode.STRICT:
-                available = self._available(claim)
-                if available < amount:
-                    return _exceeded(claim, amount, available), None
-        return amount, clamped_by
+def _affordable(demand: Demand, windows: Sequence[WindowState]) -> tuple[int | Exceeded, str | None]:
+    """What every budget can bear: all of the demand, what clamping budgets have left of it, or too little; and the
+    identity of the budget that shortened it."""
+    amount, clamped_by = demand.amount.pico, None
+    short: list[tuple[BudgetClaim, int]] = []
+    for claim, state in zip(demand.budgets, windows, strict=True):
+        available = _available(claim, state)
+        if available >= amount:
+            continue
+        if claim.budget.mode is BudgetMode.STRICT:
+            short.append((claim, available))
+        elif claim.budget.mode is BudgetMode.CLAMP:
+            if available < demand.amount_min.pico:
+                return _exceeded(claim, demand.amount_min.pico, available), None
+            amount, clamped_by = available, claim.budget.budget_id
+    for claim, available in short:  # what clamping budgets have left may be little enough for them
+        if available < amount:
+            return _exceeded(claim, amount, available), None
+    return amount, clamped_by
 
-    def _available(self, claim: BudgetClaim) -> int:
-        state = self.windows[claim.window.key]
-        return claim.budget.limit.pico - state.spent - state.held
 
-    def _unhold(self, key: str, amount: int) -> None:
-        state = self.windows.get(key)
-        if state is not None:
-            state.held -= amount
-            assert state.held >= 0, "what is held is the sum of the holds"
+def _available(claim: BudgetClaim, state: WindowState) -> int:
+    return claim.budget.limit.pico - state.spent - state.held
 
 
 def _exceeded(claim: BudgetClaim, needed: int, available: int) -> Exceeded:

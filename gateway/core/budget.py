@@ -6,11 +6,11 @@ budget that is raised or lowered keeps what was spent. Source: INTERFACE §3 and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from enum import StrEnum
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
 from zoneinfo import ZoneInfo
 
 from gateway.core.money import Money
@@ -45,10 +45,12 @@ class OnOutage(StrEnum):
     ADMIT = "admit"
 
 
-class BudgetWindow(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class BudgetWindow:
     """What is counted together: one scope's spend in ``[first_day, until_day)``, both None for the whole of time.
 
-    ``scope`` is ``key:ID``, ``team:NAME`` or ``organisation``; ``begins_at`` and ``ends_at`` are its moments in UTC.
+    ``scope`` is ``key:ID``, ``team:NAME`` or ``organisation``; ``begins_at`` and ``ends_at`` are its moments in UTC;
+    ``key`` is its name in every store: ``team:research/month/2026-11-01``.
     """
 
     scope: str
@@ -57,11 +59,11 @@ class BudgetWindow(NamedTuple):
     until_day: date | None
     begins_at: datetime | None
     ends_at: datetime | None
+    key: str = field(init=False, compare=False)
 
-    @property
-    def key(self) -> str:
-        """Its name in every store: ``team:research/month/2026-11-01``."""
-        return f"{self.scope}/{self.period.value}/{'' if self.first_day is None else self.first_day.isoformat()}"
+    def __post_init__(self) -> None:
+        first = "" if self.first_day is None else self.first_day.isoformat()
+        object.__setattr__(self, "key", f"{self.scope}/{self.period.value}/{first}")
 
     def holds_day(self, day: date) -> bool:
         """Whether what is spent on that day counts here."""
@@ -102,12 +104,17 @@ def zone_of(time_zone: str) -> tzinfo:
 
 def day_of(now: datetime, time_zone: str) -> date:
     """The day that a moment belongs to in a zone."""
-    return now.astimezone(zone_of(time_zone)).date()
+    return now.date() if time_zone == "UTC" and now.tzinfo is UTC else now.astimezone(zone_of(time_zone)).date()
 
 
 def window_of(scope: str, period: Period, now: datetime, time_zone: str = "UTC") -> BudgetWindow:
     """The window of a scope that a moment falls into."""
-    return _window(scope, period, None if period is Period.TOTAL else day_of(now, time_zone), time_zone)
+    return window_of_day(scope, period, day_of(now, time_zone), time_zone)
+
+
+def window_of_day(scope: str, period: Period, day: date, time_zone: str) -> BudgetWindow:
+    """The window of a scope that a day in a zone falls into."""
+    return _window(scope, period, None if period is Period.TOTAL else day, time_zone)
 
 
 @lru_cache(maxsize=4096)

@@ -20,7 +20,6 @@ FORGET_ABOVE_TOKENS: Final = 2_000_000
 OUTPUT_LIMIT_MAX: Final = 2**31 - 1
 OUTPUT_TOKENS_PRIOR: Final = 1_000
 """What a thinking answer is expected to be long before any was seen."""
-_INPUT_METERS: Final = (Meter.INPUT, Meter.CACHE_READ, Meter.CACHE_WRITE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +72,10 @@ def largest_cost(
 ) -> Money:
     """What an answer within the output limit costs at the most: all input of the dearest kind, all output used. The
     same as the dearest ``rate``, without its lines: every request asks this of every candidate."""
-    dearest = max(price.unit(meter, cache_ttl=cache_ttl) for meter in _INPUT_METERS)
-    return dearest.times(input_tokens) + price.output.times(output_limit * n)
+    dearest = price.input_max
+    if price.cache_write:
+        dearest = max(dearest, price.unit(Meter.CACHE_WRITE, cache_ttl=cache_ttl))
+    return Money(dearest.pico_per_token * input_tokens + price.output.pico_per_token * output_limit * n)
 
 
 def input_tokens_max(input_bytes: int) -> int:

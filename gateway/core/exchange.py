@@ -65,12 +65,13 @@ class Principal:
     limits: tuple[RateLimits, ...] = ()
     budgets: tuple[Budget, ...] = ()
     time_zone: str = "UTC"
+    scopes: tuple[str, ...] = field(init=False, compare=False)
+    """Whose money this caller spends."""
 
-    @property
-    def scopes(self) -> tuple[str, ...]:
-        """Whose money this caller spends."""
+    def __post_init__(self) -> None:
         own = (scope_of_key(self.key_id),)
-        return (*own, ORGANISATION) if self.team is None else (*own, scope_of_team(self.team), ORGANISATION)
+        scopes = (*own, ORGANISATION) if self.team is None else (*own, scope_of_team(self.team), ORGANISATION)
+        object.__setattr__(self, "scopes", scopes)
 
 
 class Sort(StrEnum):

@@ -6,15 +6,19 @@ holds more than its limit; the price is that the last allowance comes back up to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from typing import Final
+
+import msgspec
 
 from gateway.core.catalogue import Account
 
 MINUTE_SLOTS: Final = 61
 """Seconds after which what was taken in one whole second is more than a minute old, whenever in it that was."""
+FULL_RETRY_MS: Final = 1_000
+"""When to ask again for one of several requests at once: nobody knows when the others end."""
 
 
 class LimitKind(StrEnum):
@@ -37,10 +41,10 @@ class RateLimits:
     rpm: int | None = None
     tpm: int | None = None
     concurrency: int | None = None
+    are_none: bool = field(init=False, compare=False)
 
-    @property
-    def are_none(self) -> bool:
-        return self.rpm is None and self.tpm is None and self.concurrency is None
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "are_none", (self.rpm, self.tpm, self.concurrency) == (None, None, None))
 
 
 NO_LIMITS: Final = RateLimits(scope="", name="")
@@ -56,8 +60,7 @@ def limits_of_account(account: Account) -> RateLimits:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RateState:
+class RateState(msgspec.Struct, frozen=True, kw_only=True):
     """One limit as a caller is told it: ``remaining`` of ``limit``, all of it again in ``reset_ms``."""
 
     limit: int
@@ -65,8 +68,7 @@ class RateState:
     reset_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RateStates:
+class RateStates(msgspec.Struct, frozen=True, kw_only=True):
     """The tightest limits of requests and of tokens per minute; None where there is none."""
 
     requests: RateState | None = None
@@ -80,19 +82,19 @@ class SlidingMinute:
     """How much was taken in the last minute, second by second. The caller's clock never runs backwards in here: an
     earlier moment counts as the latest one seen."""
 
-    __slots__ = ("_latest", "_slots", "taken")
+    __slots__ = ("_slots", "latest", "taken")
 
     def __init__(self) -> None:
         self._slots: dict[int, int] = {}  # second → taken in it, oldest first
-        self._latest = 0
+        self.latest = 0
         self.taken = 0
 
     def advance(self, now_ms: int) -> int:
         """Gives back what is more than a minute old; returns the second it is."""
         second = now_ms // 1000
-        if second <= self._latest:
-            return self._latest
-        self._latest = second
+        if second <= self.latest:
+            return self.latest
+        self.latest = second
         slots = self._slots
         while slots:
             oldest = next(iter(slots))
@@ -103,7 +105,8 @@ class SlidingMinute:
 
     def take(self, amount: int, second: int) -> None:
         """Counts ``amount`` in the second that ``advance`` returned."""
-        self._slots[second] = self._slots.get(second, 0) + amount
+        slots = self._slots
+        slots[second] = slots[second] + amount if second in slots else amount
         self.taken += amount
 
     def correct(self, second: int, difference: int) -> None:
@@ -126,9 +129,69 @@ class SlidingMinute:
 
     def reset_ms(self, now_ms: int) -> int:
         """How long until all of it has been given back."""
-        newest = next((second for second in reversed(self._slots) if self._slots[second]), None)
-        return 0 if newest is None else max(0, (newest + MINUTE_SLOTS) * 1000 - now_ms)
+        for newest in reversed(self._slots):
+            if self._slots[newest]:
+                return max(0, (newest + MINUTE_SLOTS) * 1000 - now_ms)
+        return 0
 
     @property
     def is_empty(self) -> bool:
         return not self._slots
+
+
+class ScopeState:
+    """What one scope has taken in the last minute, and how many of its requests are under way."""
+
+    __slots__ = ("requests", "running", "tokens")
+
+    def __init__(self) -> None:
+        self.requests = SlidingMinute()
+        self.tokens = SlidingMinute()
+        self.running = 0
+
+    def lacks(self, limits: RateLimits, tokens: int, now_ms: int) -> LimitKind | None:
+        """What these limits have no room for; None = they have."""
+        if limits.rpm is not None:
+            if now_ms // 1000 > self.requests.latest:
+                self.requests.advance(now_ms)
+            if self.requests.taken + 1 > limits.rpm:
+                return LimitKind.REQUESTS
+        if limits.tpm is not None:
+            if now_ms // 1000 > self.tokens.latest:
+                self.tokens.advance(now_ms)
+            if self.tokens.taken + tokens > limits.tpm:
+                return LimitKind.TOKENS
+        if limits.concurrency is not None and self.running >= limits.concurrency:
+            return LimitKind.CONCURRENCY
+        return None
+
+    def wait_ms(self, limits: RateLimits, kind: LimitKind, tokens: int, now_ms: int) -> int:
+        """For how long they have none, if nobody takes more."""
+        if kind is LimitKind.REQUESTS:
+            assert limits.rpm is not None
+            return self.requests.wait_ms(1, limits.rpm, now_ms)
+        if kind is LimitKind.TOKENS:
+            assert limits.tpm is not None
+            return self.tokens.wait_ms(tokens, limits.tpm, now_ms)
+        return FULL_RETRY_MS
+
+    def take(self, limits: RateLimits, tokens: int, second: int) -> None:
+        """One request more, of which ``lacks`` has just said that there is room; counted for as much as is limited."""
+        if limits.rpm is not None:
+            self.requests.take(1, second)
+        if limits.tpm is not None:
+            self.tokens.take(tokens, second)
+        if limits.concurrency is not None:
+            self.running += 1
+
+    def end(self, limits: RateLimits) -> None:
+        """A request that was taken under these limits is over."""
+        if limits.concurrency is not None:
+            self.running -= 1
+            assert self.running >= 0, "what runs is what was taken and has not ended"
+
+    def is_idle(self, now_ms: int) -> bool:
+        """Whether nothing would be lost with it."""
+        self.requests.advance(now_ms)
+        self.tokens.advance(now_ms)
+        return not self.running and self.requests.is_empty and self.tokens.is_empty

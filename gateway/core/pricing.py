@@ -38,6 +38,8 @@ class Price:
 
     price_id: str = field(init=False, compare=False)
     """Stable name of this row: pair, date and a digest of its amounts, so that an edited row is another id."""
+    input_max: UnitPrice = field(init=False, compare=False)
+    """The dearest that a token of input may be, but for what is written into a cache."""
 
     def __post_init__(self) -> None:
         assert self.effective_from.tzinfo is not None
@@ -45,6 +47,7 @@ class Price:
         amounts += [f"{ttl}={price}" for ttl, price in sorted((self.cache_write or {}).items())]
         digest = hashlib.sha256("|".join(amounts).encode()).hexdigest()[:8]
         start = self.effective_from.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        object.__setattr__(self, "input_max", max(self.input, self.cached_input or self.input))
         object.__setattr__(self, "price_id", f"{self.provider}/{self.model}@{start}#{digest}")
 
     def unit(self, meter: Meter, *, cache_ttl: str = DEFAULT_CACHE_TTL) -> UnitPrice:

@@ -8,7 +8,6 @@ from typing import Any
 
 from litestar import Litestar, Request
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ControllerRouterHandler
 
 from gateway import __version__
@@ -16,6 +15,7 @@ from gateway.http.api import public_routes
 from gateway.http.chat import chat_route, dry_run_route
 from gateway.http.documents import check_request
 from gateway.http.errors import error_handlers
+from gateway.http.openapi import WholePage
 from gateway.http.relay import BODY_BYTES_MAX
 from gateway.http.services import Services
 
@@ -35,7 +35,7 @@ def create_application(
             title="kimi-gateway",
             version=__version__,
             path="/schema",
-            render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+            render_plugins=[WholePage(path="/openapi.json")],
         ),
         request_max_body_size=BODY_BYTES_MAX,
         logging_config=None,

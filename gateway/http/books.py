@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
-from gateway.core.keys import FieldError, parse_moment
+from gateway.core.fields import FieldError, parse_moment
 
 Form = Literal["json", "jsonl", "csv"]
 Row = dict[str, Any]

@@ -13,6 +13,7 @@ from typing import Final
 from litestar.types import Message, Receive, Scope, Send
 
 from gateway.core.refusal import Refusal, RefusalCode, RefusedError
+from gateway.core.shedding import Shed, shed
 from gateway.pipeline.conduct import Conductor, Exchange
 from gateway.pipeline.watch import HEARTBEAT_SECONDS, Watch
 from gateway.surfaces.chat_completions import HEARTBEAT
@@ -26,6 +27,22 @@ HEADER_VALUE_MAX: Final = 4096
 _NOT_PRINTABLE: Final = re.compile(r"[^ -~]")
 UNREAD_SECONDS_MAX: Final = 60.0
 """A client that reads nothing for so long does not get the end of its answer."""
+
+
+OPEN_MAX: Final = 2_000
+_SHED: Final = {
+    Shed.FULL: Refusal(
+        code=RefusalCode.OVERLOADED,
+        message="The gateway has as many requests open as it may have. Send the request again shortly.",
+        retry_after=1,
+    ),
+    Shed.SHARE: Refusal(
+        code=RefusalCode.OVERLOADED,
+        message="The gateway is nearly full, and this key has more than its share of requests open. Send the request "
+        "again when one of them has ended.",
+        retry_after=1,
+    ),
+}
 
 
 def read_headers(scope: Scope) -> dict[str, str]:
@@ -160,22 +177,43 @@ def header_value(text: str) -> bytes:
 
 
 class OpenExchanges:
-    """The exchanges now running: owns their tasks, so that none outlives the gateway and none is lost."""
+    """The exchanges now running: owns their tasks, so that none outlives the gateway and none is lost.
 
-    def __init__(self, *, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
+    ``limit`` is how many may run at once; who is turned away then is said in ``core/shedding.py``.
+    """
+
+    def __init__(self, *, limit: int = OPEN_MAX, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
         self._open: dict[asyncio.Task[None], Watch] = {}
+        self._of_key: dict[str, int] = {}
+        self._limit = limit
         self._heartbeat_seconds = heartbeat_seconds
 
     def __len__(self) -> int:
         return len(self._open)
 
     def begin(self, conductor: Conductor, exchange: Exchange, reply: AsgiReply) -> tuple[asyncio.Task[None], Watch]:
-        """Starts the exchange in a task of its own."""
+        """Starts the exchange in a task of its own. Raises RefusedError where there is no room for it."""
+        key_id = exchange.principal.key_id
+        of_key = self._of_key.get(key_id, 0)
+        reason = shed(open_total=len(self._open), open_of_key=of_key, keys_open=len(self._of_key), limit=self._limit)
+        if reason is not None:
+            conductor.telemetry.shed(reason)
+            raise RefusedError(_SHED[reason])
         streams = exchange.admitted.request.stream
         watch = Watch(heartbeat=reply.heartbeat if streams else None, heartbeat_seconds=self._heartbeat_seconds)
         task = asyncio.get_running_loop().create_task(_run(conductor, exchange, reply, watch))
         self._open[task] = watch
-        task.add_done_callback(self._open.pop)
+        self._of_key[key_id] = of_key + 1
+
+        def ended(task: asyncio.Task[None]) -> None:
+            del self._open[task]
+            left = self._of_key[key_id] - 1
+            if left:
+                self._of_key[key_id] = left
+            else:
+                del self._of_key[key_id]
+
+        task.add_done_callback(ended)
         return task, watch
 
     def watches(self) -> list[Watch]:

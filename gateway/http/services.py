@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from pydantic import SecretStr
 
+from gateway.core.grants import Administrator
 from gateway.core.refusal import Refusal, RefusalCode, RefusedError
 from gateway.http.relay import BODY_SECONDS_MAX, OpenExchanges
 from gateway.pipeline.conduct import Conductor
-from gateway.pipeline.ports import KeyAdministration, MoneyReports
+from gateway.pipeline.ports import Administration, MoneyReports
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +37,13 @@ class Services:
 
     conductor: Conductor
     admin_token: SecretStr
-    keys: KeyAdministration
+    administration: Administration
     reports: MoneyReports
     readiness: Callable[[], Awaitable[Readiness]]
-    metrics: Callable[[], bytes]
+    metrics: Callable[[], Awaitable[bytes]]
     metrics_type: str
     provider_states: Callable[[], list[dict[str, object]]]
-    reload: Callable[[], Awaitable[dict[str, object]]]
+    reload: Callable[[Administrator], Awaitable[dict[str, object]]]
     flush: Callable[[float], Awaitable[bool]]
     exchanges: OpenExchanges = field(default_factory=OpenExchanges)
     keys_changed: Callable[[], Awaitable[None]] = _nothing_to_do

@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Final, NamedTuple, Protocol
 
+from gateway.core.alert import Alert
 from gateway.core.allowance import Balance, Demand, Posting, Verdict
-from gateway.core.budget import BudgetWindow
+from gateway.core.audit import AuditEntry, AuditVerdict, Facts
+from gateway.core.budget import BudgetWindow, Period
+from gateway.core.budget_terms import BudgetRecord, BudgetTerms
 from gateway.core.catalogue import Timeouts
 from gateway.core.exchange import Principal
 from gateway.core.failure import Failure
+from gateway.core.grants import Administrator
 from gateway.core.health import Health, Subject
-from gateway.core.keys import KeyGrant, KeyRecord
+from gateway.core.keys import KeyChange, KeyGrant, KeyRecord
 from gateway.core.ledger import LedgerEntry, Record
+from gateway.core.organisation import Organisation
+from gateway.core.shedding import Shed
+from gateway.core.teams import TeamChange, TeamRecord, TeamTerms
 
 
 class Clock(Protocol):
@@ -96,6 +103,33 @@ class Balances(Protocol):
     async def moved(self, *, seconds: float, but: str) -> frozenset[str]:
         """The scopes in which another journal than ``but`` has posted during the last so many seconds. Raises
         StoreUnavailableError."""
+        ...
+
+
+LIVE_SECONDS: Final = 6
+"""A worker that was seen within so many seconds lives."""
+
+
+class Sighting(NamedTuple):
+    """The last generation of shared state that anybody has founded, and the workers that live."""
+
+    generation: int
+    live: frozenset[str]
+
+
+class SharedState(Protocol):
+    """What must survive the loss of shared state. Everything raises StoreUnavailableError."""
+
+    async def seen(self, worker_id: str) -> Sighting:
+        """This worker lives; what others have said of themselves."""
+        ...
+
+    async def next_generation(self, *, after: int, above: int) -> int | None:
+        """The number of a new generation, greater than both; None where ``after`` is not the last one any more."""
+        ...
+
+    async def leave(self, worker_id: str) -> None:
+        """This worker is no more; nobody need wait for it."""
         ...
 
 
@@ -201,15 +235,45 @@ class Telemetry(Protocol):
         """A request was answered before it became an exchange."""
         ...
 
+    def shed(self, reason: Shed) -> None:
+        """A request was turned away because too many are open."""
+        ...
+
     def exchange_ended(
-        self, *, request_id: str, key_id: str, model: str, surface: str, status: int, seconds: float
-    ) -> None: ...
+        self, *, request_id: str, key_id: str, model: str, surface: str, status: int, code: str, seconds: float
+    ) -> None:
+        """``code`` is the error's that the gateway has told the client, empty where it told none."""
+        ...
+
+
+class AlertTeller(Protocol):
+    """Whoever is told of budget alerts. ``name`` is written beside an alert that has arrived."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def tell(self, alert: Alert) -> str | None:
+        """None when it has arrived; else why not, without a secret. Has a deadline, and never raises."""
+        ...
+
+
+class AlertTelemetry(Protocol):
+    """What operators see of budget alerts. Never blocks, never raises."""
+
+    def alert_raised(self, share: int) -> None: ...
+
+    def alert_told(self, *, by: str, outcome: str) -> None:
+        """A try to tell ended: ``delivered``, ``failed``, or ``given_up`` when it was the last one."""
+        ...
 
 
 class KeyAdministration(Protocol):
-    """Virtual keys and teams, as administrators see them. Everything raises StoreUnavailableError."""
+    """Virtual keys, as administrators see them. ``team`` and the administrator's own team bound what exists.
 
-    async def create(self, grant: KeyGrant, *, digest: bytes, hint: str) -> tuple[KeyRecord, bool]:
+    Here and in all of the administration everything raises StoreUnavailableError, and a write raises FieldError for
+    what is beyond the team's ceilings, NotGrantedError for what is beyond the administrator's own rights."""
+
+    async def create(self, grant: KeyGrant, *, digest: bytes, hint: str, by: Administrator) -> tuple[KeyRecord, bool]:
         """A new key; whether its team was created with it."""
         ...
 
@@ -217,34 +281,124 @@ class KeyAdministration(Protocol):
         """Keys by id, after a cursor."""
         ...
 
-    async def show(self, key: str) -> KeyRecord | None:
+    async def show(self, key: str, *, team: str | None = None) -> KeyRecord | None:
         """By id, or by name where only one key has it."""
         ...
 
-    async def revoke(self, key_id: str) -> KeyRecord | None: ...
+    async def update(self, key_id: str, make: KeyChange, *, by: Administrator) -> KeyRecord | None:
+        """None for an unknown or revoked key."""
+        ...
 
-    async def rotate(self, key_id: str, *, digest: bytes, hint: str, grace: timedelta) -> KeyRecord | None:
+    async def revoke(self, key_id: str, *, by: Administrator) -> KeyRecord | None: ...
+
+    async def rotate(
+        self, key_id: str, *, digest: bytes, hint: str, grace: timedelta, by: Administrator
+    ) -> KeyRecord | None:
         """A new secret; the old ones end after ``grace``. None for an unknown or revoked key."""
         ...
 
 
+class TeamAdministration(Protocol):
+    """Teams, as administrators see them."""
+
+    async def create(self, terms: TeamTerms, *, by: Administrator) -> TeamRecord:
+        """A new team; raises FieldError where there is one of its name."""
+        ...
+
+    async def list_teams(self, *, after: str | None, limit: int) -> Sequence[TeamRecord]:
+        """Teams by name, after a cursor."""
+        ...
+
+    async def show(self, name: str) -> TeamRecord | None: ...
+
+    async def update(self, name: str, make: TeamChange, *, by: Administrator) -> TeamRecord | None: ...
+
+
+class BudgetAdministration(Protocol):
+    """Budgets of keys, teams and the organisation."""
+
+    async def list_budgets(
+        self, *, after: tuple[str, str] | None, limit: int, scope: str | None = None, team: str | None = None
+    ) -> Sequence[BudgetRecord]:
+        """By scope and period, after a cursor; of one scope, and of one tenant, where they are named."""
+        ...
+
+    async def put(self, terms: BudgetTerms, *, by: Administrator) -> BudgetRecord | None:
+        """The budget of this scope and period from now on; None for a scope that does not exist."""
+        ...
+
+    async def remove(self, scope: str, period: Period, *, by: Administrator) -> BudgetRecord | None: ...
+
+
+class OrganisationAdministration(Protocol):
+    """The organisation: its name and its time zone."""
+
+    async def show(self) -> Organisation: ...
+
+    async def update(self, *, name: str | None, time_zone: str | None, by: Administrator) -> Organisation:
+        """None = as before."""
+        ...
+
+
+class AuditTrail(Protocol):
+    """Who changed what, in a chain that cannot be edited unseen."""
+
+    async def list_entries(
+        self,
+        *,
+        before: int | None,
+        limit: int,
+        action: str | None = None,
+        target: str | None = None,
+        team: str | None = None,
+    ) -> Sequence[AuditEntry]:
+        """Newest first, before a cursor."""
+        ...
+
+    async def verify(self) -> AuditVerdict:
+        """Whether the chain is whole."""
+        ...
+
+    async def record(
+        self, action: str, target: str, *, before: Facts | None, after: Facts | None, by: Administrator
+    ) -> None:
+        """An entry about what is not in the database."""
+        ...
+
+
+class Administration(Protocol):
+    """Everything that administrators change."""
+
+    @property
+    def keys(self) -> KeyAdministration: ...
+    @property
+    def teams(self) -> TeamAdministration: ...
+    @property
+    def budgets(self) -> BudgetAdministration: ...
+    @property
+    def organisation(self) -> OrganisationAdministration: ...
+    @property
+    def audit(self) -> AuditTrail: ...
+
+
 class MoneyReports(Protocol):
-    """The ledger and its sums, as finance sees them. What has to be waited for raises StoreUnavailableError."""
+    """The ledger and its sums, as finance sees them; of one team where it is named. What has to be waited for raises
+    StoreUnavailableError."""
 
     def columns(self, group_by: Sequence[str]) -> list[str]:
         """The columns of a report by these groups, left of its figures; raises ValueError for an unknown group."""
         ...
 
     async def spend(
-        self, start: datetime, end: datetime, *, group_by: Sequence[str], timezone: str
+        self, start: datetime, end: datetime, *, group_by: Sequence[str], timezone: str, team: str | None = None
     ) -> dict[str, object]:
         """INTERFACE §1: ``{"from", "to", "rows", "total"}``; raises ValueError for an unknown group."""
         ...
 
-    def ledger(self, start: datetime, end: datetime) -> AsyncIterator[dict[str, object]]:
+    def ledger(self, start: datetime, end: datetime, *, team: str | None = None) -> AsyncIterator[dict[str, object]]:
         """One attempt at a time, in order of start, as INTERFACE §4 names its fields."""
         ...
 
-    async def explain(self, request_id: str) -> dict[str, object] | None:
+    async def explain(self, request_id: str, *, team: str | None = None) -> dict[str, object] | None:
         """INTERFACE §1: candidates, attempts with their lines, cost; None for an unknown request."""
         ...

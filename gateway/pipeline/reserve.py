@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import date, datetime
 from typing import Final, assert_never
 
 from gateway.core.allowance import (
@@ -21,7 +21,7 @@ from gateway.core.allowance import (
     Limited,
     Unknowable,
 )
-from gateway.core.budget import Budget, window_of
+from gateway.core.budget import Budget, day_of, window_of_day
 from gateway.core.estimate import input_tokens_max, largest_cost, output_limit_affordable
 from gateway.core.exchange import NOTHING_RESERVED, Admitted, Candidate, Principal, Reservation
 from gateway.core.limits import LimitKind, RateLimits
@@ -58,44 +58,56 @@ def demand_for(
 ) -> Demand:
     """What is asked for on behalf of a request that one of these candidates will serve: the dearest one's largest
     cost, the estimated input and the longest output in tokens, and room at an account."""
-    request = admitted.request
-    output_limit = max(candidate.output_limit for candidate in candidates)
+    output_limit = max([candidate.output_limit for candidate in candidates])
     amount = amount_min = ZERO
+    claims: tuple[BudgetClaim, ...] = ()
     if principal.budgets:
-        amount = dearest(admitted, candidates)
-        amount_min = dearest(admitted, candidates, output_limit_max=CLAMPED_TOKENS_MIN)
-    accounts = tuple(candidate.limits for candidate in candidates)
+        amount, amount_min = dearest(admitted, candidates)
+        claims = _claims(principal.budgets, day_of(now, principal.time_zone))
+    accounts = tuple([candidate.limits for candidate in candidates])
     return Demand(
         hold_id=request_id,
-        tokens=admitted.input_tokens + output_limit * request.n,
+        tokens=admitted.input_tokens + output_limit * admitted.request.n,
         amount=amount,
         amount_min=amount_min,
         limits=principal.limits,
-        budgets=tuple(
-            BudgetClaim(budget, window_of(budget.scope, budget.period, now, budget.time_zone))
-            for budget in principal.budgets
-        ),
+        budgets=claims,
         accounts=() if all(limits.are_none for limits in accounts) else accounts,
     )
 
 
-def dearest(admitted: Admitted, candidates: Sequence[Candidate], *, output_limit_max: int | None = None) -> Money:
-    """What the request may cost at the most, whichever of the candidates answers."""
+def dearest(admitted: Admitted, candidates: Sequence[Candidate]) -> tuple[Money, Money]:
+    """What the request may cost at the most, whichever of the candidates answers; and what it may cost with an answer
+    that is as short as a budget may make it."""
     request = admitted.request
-    costs = [
-        largest_cost(
-            candidate.price,
-            input_tokens=input_tokens_max(request.input_bytes),
-            output_limit=candidate.output_limit
-            if output_limit_max is None
-            else min(candidate.output_limit, output_limit_max),
-            n=request.n,
-            cache_ttl=request.cache_ttl,
-        )
-        for candidate in candidates
-        if candidate.price is not None
-    ]
-    return max(costs, default=ZERO)
+    input_tokens, longest, least = input_tokens_max(request.input_bytes), 0, 0
+    for candidate in candidates:
+        price, limit = candidate.price, candidate.output_limit
+        if price is not None:
+            fixed = largest_cost(price, input_tokens=input_tokens, output_limit=0, cache_ttl=request.cache_ttl).pico
+            each = price.output.pico_per_token * request.n
+            longest = max(longest, fixed + each * limit)
+            least = max(least, fixed + each * min(limit, CLAMPED_TOKENS_MIN))
+    return Money(longest), Money(least)
+
+
+def _claims(budgets: tuple[Budget, ...], day: date) -> tuple[BudgetClaim, ...]:
+    """The budgets in their windows of that day. A key's budgets are the same object as long as they are known, and
+    so are the claims: each request would make them anew."""
+    known = _CLAIMS.get(id(budgets))
+    if known is not None and known[0] is budgets and known[1] == day:
+        return known[2]
+    windows = [window_of_day(each.scope, each.period, day, each.time_zone) for each in budgets]
+    claims = tuple(map(BudgetClaim, budgets, windows))
+    if len(_CLAIMS) >= _CLAIMS_MAX:
+        _CLAIMS.clear()
+    _CLAIMS[id(budgets)] = (budgets, day, claims)
+    return claims
+
+
+_CLAIMS_MAX: Final = 10_000
+_CLAIMS: Final[dict[int, tuple[tuple[Budget, ...], date, tuple[BudgetClaim, ...]]]] = {}
+"""By identity, which nobody else can have while the budgets are kept here."""
 
 
 def is_needed(demand: Demand) -> bool:

@@ -54,8 +54,16 @@ CREATE TABLE budgets (
     on_outage  text NOT NULL DEFAULT 'refuse' CHECK (on_outage IN ('refuse', 'admit')),
     alert_at   integer[] NOT NULL DEFAULT '{80,100}',
     created_at timestamptz NOT NULL DEFAULT now(),
+    changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     UNIQUE (scope, period)
 );
+CREATE INDEX budgets_changed ON budgets (changed_at);
+CREATE FUNCTION note_budget_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.changed_at := clock_timestamp();
+    RETURN NEW;
+END $$;
+CREATE TRIGGER budget_changed BEFORE UPDATE ON budgets FOR EACH ROW EXECUTE FUNCTION note_budget_change();
 CREATE TRIGGER budgets_change AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON budgets
     FOR EACH STATEMENT EXECUTE FUNCTION count_key_change();
 
@@ -89,24 +97,35 @@ INSERT INTO budget_postings (scope, day, journal_id, posted_pico, rows)
     GROUP BY 1, 2;
 """
 
-# An alert is raised once for each share of a budget in a window, by whoever sees it first, and told until it arrives.
+# An alert is raised once for each share of a budget in a window, by whoever sees it first, and told until it arrives or
+# a day is over. It keeps what it says: the budget may be changed or gone by then. A limit that was raised since is
+# another promise, so its shares may be passed again. `next_try_at` is also the lease of whoever is telling it.
 ALERTS = """
 CREATE TABLE budget_alerts (
     alert_id     text PRIMARY KEY DEFAULT 'alert_' || replace(gen_random_uuid()::text, '-', ''),
     budget_id    text NOT NULL,
     scope        text NOT NULL,
+    name         text NOT NULL,
     period       text NOT NULL,
-    first_day    date,
-    share        integer NOT NULL CHECK (share > 0),
+    mode         text NOT NULL,
     limit_pico   numeric NOT NULL,
+    first_day    date,
+    time_zone    text NOT NULL,
+    share        integer NOT NULL CHECK (share > 0),
     spent_pico   numeric NOT NULL,
     raised_at    timestamptz NOT NULL DEFAULT now(),
     tries        integer NOT NULL DEFAULT 0,
     next_try_at  timestamptz NOT NULL DEFAULT now(),
+    last_error   text,
     delivered_at timestamptz,
-    UNIQUE NULLS NOT DISTINCT (budget_id, first_day, share)
+    delivered_by text,
+    given_up_at  timestamptz,
+    CHECK ((delivered_at IS NULL) = (delivered_by IS NULL))
 );
-CREATE INDEX budget_alerts_open ON budget_alerts (next_try_at) WHERE delivered_at IS NULL;
+CREATE UNIQUE INDEX budget_alerts_once
+    ON budget_alerts (budget_id, coalesce(first_day, '-infinity'), share, limit_pico);
+CREATE INDEX budget_alerts_open ON budget_alerts (next_try_at) WHERE delivered_at IS NULL AND given_up_at IS NULL;
+CREATE INDEX budget_alerts_raised ON budget_alerts (raised_at, alert_id);
 """
 
 # Each entry's hash covers its content and the hash before it: an entry that was changed or removed breaks the chain.
@@ -124,6 +143,8 @@ CREATE TABLE audit_entries (
     previous_hash bytea NOT NULL,
     hash          bytea NOT NULL UNIQUE
 );
+CREATE INDEX audit_entries_team ON audit_entries (team, entry_id);
+CREATE INDEX audit_entries_target ON audit_entries (target, entry_id);
 CREATE FUNCTION refuse_audit_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION 'audit entries are never changed (% refused)', TG_OP USING ERRCODE = 'restrict_violation';
@@ -171,6 +192,7 @@ ALTER TABLE teams
     DROP COLUMN key_default_rpm, DROP COLUMN key_default_tpm, DROP COLUMN key_default_concurrency,
     DROP COLUMN key_max_rpm, DROP COLUMN key_max_tpm, DROP COLUMN key_max_concurrency, DROP COLUMN tags;
 DROP TABLE budgets, organisation;
+DROP FUNCTION note_budget_change;
 """
 
 

@@ -12,8 +12,10 @@ import psycopg
 import pytest
 
 from gateway.adapters.memory import MemoryApiKeys
-from gateway.adapters.postgres.keys import KeyStore, PostgresApiKeys
+from gateway.adapters.postgres.administration import PostgresAdministration
+from gateway.adapters.postgres.keys import PostgresApiKeys
 from gateway.core.exchange import Principal, Role
+from gateway.core.grants import COMMAND_LINE
 from gateway.core.keys import KeyGrant
 from gateway.pipeline.ports import ApiKeys
 
@@ -78,23 +80,24 @@ class PostgresKeyring:
 
     def __init__(self, url: str, clock: SteppedClock) -> None:
         self.keys = PostgresApiKeys(url, clock=clock)
-        self._store = KeyStore(url, clock=clock)
+        self._administration = PostgresAdministration(url, clock=clock)
+        self._store = self._administration.keys
 
     async def add(self, digest: bytes, grant: KeyGrant) -> str:
-        record, _ = await self._store.create(grant, digest=digest, hint="abcd")
+        record, _ = await self._store.create(grant, digest=digest, hint="abcd", by=COMMAND_LINE)
         await self.keys.refresh()
         return record.key_id
 
     async def rotate(self, key_id: str, digest: bytes, grace: timedelta) -> None:
-        await self._store.rotate(key_id, digest=digest, hint="abcd", grace=grace)
+        await self._store.rotate(key_id, digest=digest, hint="abcd", grace=grace, by=COMMAND_LINE)
         await self.keys.refresh()
 
     async def revoke(self, key_id: str) -> None:
-        await self._store.revoke(key_id)
+        await self._store.revoke(key_id, by=COMMAND_LINE)
         await self.keys.refresh()
 
     async def close(self) -> None:
-        await self._store.close()
+        await self._administration.close()
         await self.keys.close()
 
 

@@ -151,7 +151,12 @@ def write_config(folder: Path, addresses: Mapping[str, str], edits: Mapping[str,
 
 @contextlib.asynccontextmanager
 async def serving(
-    database_url: str, folder: Path, addresses: Mapping[str, str], edits: Mapping[str, Edit] | None = None
+    database_url: str,
+    folder: Path,
+    addresses: Mapping[str, str],
+    edits: Mapping[str, Edit] | None = None,
+    *,
+    redis_url: str | None = None,
 ) -> AsyncIterator[House]:
     """A gateway over upstreams that listen at these addresses."""
     settings = Settings(
@@ -159,6 +164,7 @@ async def serving(
         config_dir=write_config(folder, addresses, edits),
         admin_token=SecretStr(ADMIN_TOKEN),
         port=0,
+        redis_url=None if redis_url is None else SecretStr(redis_url),
     )
     gateway = Gateway(settings, database_url, environ=CREDENTIALS)
     server = GatewayServer(gateway.uvicorn_config(), gateway)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -74,6 +76,8 @@ async def test_the_api_description(house: House):
     for path in (
         "/admin/keys", "/admin/keys/{key_id}", "/admin/keys/{key_id}/rotate", "/admin/ledger", "/admin/reports/spend",
         "/admin/requests/{request_id}", "/admin/providers", "/admin/prices", "/admin/config/reload", "/v1/models",
+        "/admin/teams", "/admin/teams/{name}", "/admin/budgets", "/admin/organisation", "/admin/audit",
+        "/v1/chat/completions", "/v1/route",
     ):  # fmt: skip
         assert path in paths, path
     query = {each["name"] for each in paths["/admin/reports/spend"]["get"]["parameters"]}
@@ -81,6 +85,25 @@ async def test_the_api_description(house: House):
     body = paths["/admin/keys"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     name = body["$ref"].rpartition("/")[2]
     assert {"name", "budget", "expires", "tags"} <= set(document["components"]["schemas"][name]["properties"])
+
+
+async def test_every_error_is_described_as_it_is_sent(house: House):
+    """On each route of the API description every error is our envelope, and every reference leads somewhere."""
+    text = (await house.client.get("/schema/openapi.json")).text
+    document = json.loads(text)
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            errors = {code: each for code, each in operation["responses"].items() if code >= "400"}
+            assert errors, path
+            for code, each in errors.items():
+                schema = each["content"]["application/json"]["schema"]
+                assert schema == {"$ref": "#/components/schemas/Error"}, (path, code)
+    for reference in set(re.findall(r'"\$ref":\s*"#/components/schemas/([^"]+)"', text)):
+        assert reference in document["components"]["schemas"]
+    chat_body = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"][
+        "schema"
+    ]
+    assert set(chat_body["required"]) == {"model", "messages"}
 
 
 class PriceFile:

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from gateway.core import api_key
+from gateway.core.grants import COMMAND_LINE
 from gateway.http.protocol import HEAD_BYTES_MAX, BoundedHttpProtocol
 from tests.http.conftest import Connect
 from tests.http.house import ADMIN_TOKEN, MODEL, House, chat, eventually
@@ -183,7 +184,7 @@ async def test_a_key_that_was_revoked_elsewhere(house: House):
     made = await house.make_key()
     headers = {"authorization": f"Bearer {made['key']}"}
     assert (await house.client.post("/v1/route", json=chat(), headers=headers)).status_code == 200
-    await house.gateway.key_store.revoke(made["id"])
+    await house.gateway.administration.keys.revoke(made["id"], by=COMMAND_LINE)
 
     async def is_refused() -> bool:
         return (await house.client.post("/v1/route", json=chat(), headers=headers)).status_code == 401

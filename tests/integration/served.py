@@ -31,6 +31,7 @@ class Served:
     folder: Path
     environment: Mapping[str, str]
     simulators: dict[str, Simulator]
+    arguments: tuple[str, ...] = ()
     port: int = field(default_factory=free_ports)
     process: asyncio.subprocess.Process | None = None
 
@@ -42,7 +43,7 @@ class Served:
         """Starts it and waits until it is ready."""
         with (self.folder / "gateway.log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "gateway", "serve", "--port", str(self.port),
+                sys.executable, "-m", "gateway", "serve", "--port", str(self.port), *self.arguments,
                 env={**os.environ, **self.environment}, stdout=log, stderr=log,
             )  # fmt: skip
         await eventually(self._is_ready, seconds=READY_SECONDS_MAX)
@@ -92,8 +93,11 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def served(folder: Path, database_url: str | None, simulated: Simulated) -> AsyncIterator[Served]:
-    """A ready gateway; None as database: it brings its own. Whatever still runs at the end is killed."""
+async def served(
+    folder: Path, database_url: str | None, simulated: Simulated, *arguments: str, **settings: str
+) -> AsyncIterator[Served]:
+    """A ready gateway, with further arguments and settings; None as database: it brings its own. Whatever still runs
+    at the end is killed."""
     simulators = {provider: Simulator(provider, simulated) for provider in PROVIDERS}
     async with running(list(simulators.values())) as addresses:
         environment = {
@@ -102,8 +106,9 @@ async def served(folder: Path, database_url: str | None, simulated: Simulated) -
             "GATEWAY_CONFIG_DIR": str(write_config(folder, addresses)),
             "GATEWAY_ADMIN_TOKEN": ADMIN_TOKEN,
             **({} if database_url is None else {"GATEWAY_DATABASE_URL": database_url}),
+            **settings,
         }
-        ours = Served(folder=folder, environment=environment, simulators=simulators)
+        ours = Served(folder=folder, environment=environment, simulators=simulators, arguments=arguments)
         try:
             await ours.start()
             yield ours

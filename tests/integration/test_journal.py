@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -25,6 +25,7 @@ from gateway.adapters.journal import (
     journal_id,
     journals,
 )
+from gateway.adapters.journal.writer import COMPANY_MIN, WRITE_BYTES_MAX
 from gateway.core.ledger import PlanRecord, Record
 from gateway.pipeline.ports import MeteringUnavailableError
 from tests.integration.samples import T0, entry, intent, plan, progress
@@ -75,6 +76,24 @@ class FaultySyscalls(Syscalls):
         super().fdatasync(descriptor)
 
 
+class PatientCommitter:
+    """Implements ``Committer``: counts what it is asked and commits once, when it is stopped."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._commit: Callable[[], None] = lambda: None
+
+    def start(self, commit: Callable[[], None]) -> None:
+        self._commit = commit
+
+    def ask(self) -> None:
+        self.asked += 1
+
+    def stop(self, seconds_max: float) -> bool:
+        self._commit()
+        return True
+
+
 @pytest.fixture
 def syscalls() -> FaultySyscalls:
     return FaultySyscalls()
@@ -120,6 +139,74 @@ def test_append_is_in_the_file_at_once_and_synced_before_durable_returns(
     assert syscalls.calls == ["write", "fdatasync", "fsync_directory"]
     until_durable(journal, journal.append(entry()))
     assert syscalls.calls[3:] == ["write", "fdatasync"]  # the file's name is on the disk already
+
+
+def test_the_records_of_one_tick_are_in_the_file_when_it_ends_with_one_call(
+    journal: JournalWriter, syscalls: FaultySyscalls
+) -> None:
+    """Whether anybody waits for them or not, and in their order."""
+    written: list[Record] = [plan(), intent(), progress(), entry()]
+
+    async def scenario() -> None:
+        for record in written:
+            journal.append(record)
+        assert syscalls.calls == []
+        await asyncio.sleep(0)
+        assert syscalls.calls == ["write"]
+        assert records(journal.path) == written
+
+    asyncio.run(scenario())
+
+
+def test_what_an_ended_loop_left_is_written_by_the_next(journal: JournalWriter) -> None:
+    """The end of its last tick never came."""
+    loop = asyncio.new_event_loop()
+
+    def last() -> None:
+        journal.append(intent(1))
+        loop.stop()
+
+    loop.call_soon(last)
+    loop.run_forever()
+    loop.close()
+
+    async def scenario() -> None:
+        journal.append(intent(2))
+        await asyncio.sleep(0)
+        assert records(journal.path) == [intent(1), intent(2)]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("first", "seconds", "asked"),
+    [(COMPANY_MIN - 1, 60.0, 1), (COMPANY_MIN, 60.0, 0), (COMPANY_MIN, 0.0, 1)],
+    ids=["a few", "many", "many for too long"],
+)
+def test_a_sync_waits_for_company_as_long_as_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, seconds: float, asked: int
+) -> None:
+    """A few are synced when their tick ends; many when a tick has brought nobody, or after a moment at the latest."""
+    monkeypatch.setattr("gateway.adapters.journal.writer.GATHER_SECONDS", seconds)
+    committer = PatientCommitter()
+    writer = JournalWriter.open(tmp_path, "j1", committer=committer)
+    tasks: list[asyncio.Task[None]] = []
+
+    async def come(count: int) -> None:
+        tasks.extend(asyncio.create_task(writer.durable(writer.append(intent(1)))) for _ in range(count))
+        await asyncio.sleep(0)
+
+    async def scenario() -> None:
+        await come(first)
+        for _ in range(4):  # each while the end of the tick before is due
+            await come(1 if first >= COMPANY_MIN else 0)
+            assert committer.asked == asked
+        for _ in range(2):
+            await come(0)
+        assert committer.asked == 1
+
+    asyncio.run(scenario())
+    writer.close()
 
 
 def test_durable_is_free_when_it_is_so_already(journal: JournalWriter, syscalls: FaultySyscalls) -> None:
@@ -190,6 +277,40 @@ def test_a_full_disk_refuses_new_work_and_keeps_what_was_bought(
     assert journal.available
     assert records(journal.path) == [intent(1), entry(1), intent(3)]
     assert len(list(journal.path.glob("*.seg"))) == 1
+
+
+def test_a_full_disk_that_a_tick_finds_refuses_whoever_waits_and_then_whoever_comes(
+    journal: JournalWriter, syscalls: FaultySyscalls
+) -> None:
+    """ENOSPC on a running loop: the intents of that tick are refused when they are waited for, later ones at once."""
+
+    async def scenario() -> None:
+        syscalls.is_full = True
+        position = journal.append(intent(1))
+        with pytest.raises(MeteringUnavailableError, match="No space left"):
+            await journal.durable(position)
+        assert not journal.available
+        with pytest.raises(MeteringUnavailableError, match="No space left"):
+            journal.append(intent(2))
+        voided = journal.append(entry(1))
+        syscalls.is_full = False
+        await journal.durable(voided)
+        assert journal.available
+
+    asyncio.run(asyncio.wait_for(scenario(), WAIT_SECONDS_MAX))
+    assert records(journal.path) == [intent(1), entry(1)]
+
+
+def test_what_a_full_disk_held_up_goes_to_it_in_pieces(journal: JournalWriter, syscalls: FaultySyscalls) -> None:
+    """A disk with little room takes what it can: one call stands or falls as a whole, so none is long."""
+    syscalls.is_full = True
+    held = [entry(number) for number in range(200)]
+    positions = [journal.append(record) for record in held]
+    syscalls.is_full, syscalls.calls = False, []
+    until_durable(journal, *positions)
+    assert records(journal.path) == held
+    size = sum(len(encode_frame(record)) for record in held)
+    assert -(-size // WRITE_BYTES_MAX) <= syscalls.calls[: syscalls.calls.index("fdatasync")].count("write") - 1 <= 3
 
 
 def test_the_journal_notices_by_itself_that_there_is_room_again(
@@ -266,11 +387,12 @@ def test_a_failed_sync_of_a_full_segment_is_mended_with_the_one_after_it(
     """Records of two segments wait for a sync, the first one's fails: all of them go to a third, in order."""
     writer = JournalWriter.open(tmp_path, "j1", syscalls=syscalls, segment_bytes_max=1_600)
     syscalls.sync_errors = [errno.EIO]
-    with writer._lock:  # no sync comes in between
-        for number in range(3):
-            writer._write(encode_frame(intent(number)))
-            writer._backlog_bytes += len(encode_frame(intent(number)))
-    until_durable(writer, writer.append(intent(3)))
+
+    async def scenario() -> None:  # of one tick, so no sync comes in between
+        async with asyncio.timeout(WAIT_SECONDS_MAX):
+            await writer.durable([writer.append(intent(number)) for number in range(4)][-1])
+
+    asyncio.run(scenario())
     writer.close()
     assert [path.stem for path in sorted(writer.path.glob("*.seg"))] == ["00000003", "00000004"]
     assert records(writer.path) == [intent(number) for number in range(4)]
@@ -398,3 +520,22 @@ def test_the_journal_of_a_killed_process_is_dead_and_readable(tmp_path: Path) ->
     (found,) = journals(tmp_path)
     assert not found.is_live
     assert records(found.path) == [intent(1)]
+
+
+def test_a_kill_in_a_tick_takes_only_what_nobody_was_told(tmp_path: Path) -> None:
+    """L3: what earlier ticks brought is in the file, waited for or not; an intent of this one has bought nothing."""
+    child = os.fork()
+    if child == 0:
+        writer = JournalWriter.open(tmp_path, "j1")
+
+        async def scenario() -> None:
+            await writer.durable(writer.append(intent(1)))
+            writer.append(entry(1))
+            await asyncio.sleep(0)
+            writer.append(intent(2))
+            os.kill(os.getpid(), 9)
+
+        asyncio.run(scenario())
+    os.waitpid(child, 0)
+    (found,) = journals(tmp_path)
+    assert records(found.path) == [intent(1), entry(1)]

@@ -10,9 +10,13 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from gateway.adapters.postgres.keys import KeyStore, PostgresApiKeys
+from gateway.adapters.postgres.administration import PostgresAdministration
+from gateway.adapters.postgres.key_store import KeyStore
+from gateway.adapters.postgres.keys import PostgresApiKeys
+from gateway.core.budget import Period
 from gateway.core.exchange import Principal, Role
-from gateway.core.keys import KeyGrant, Period
+from gateway.core.grants import COMMAND_LINE
+from gateway.core.keys import KeyGrant
 from gateway.core.money import Money
 from gateway.pipeline.ports import StoreUnavailableError
 from tests.integration.lines import Line
@@ -47,24 +51,25 @@ def digest(name: str) -> bytes:
 
 def with_store(url: str, scenario: Callable[[KeyStore], Awaitable[None]]) -> None:
     async def run() -> None:
-        store = KeyStore(url, clock=StillClock())
+        administration = PostgresAdministration(url, clock=StillClock())
         try:
             async with asyncio.timeout(WAIT_SECONDS_MAX):
-                await scenario(store)
+                await scenario(administration.keys)
         finally:
-            await store.close()
+            await administration.close()
 
     asyncio.run(run())
 
 
 def with_keys(url: str, scenario: Callable[[PostgresApiKeys, KeyStore], Awaitable[None]], **bounds: int) -> None:
     async def run() -> None:
-        keys, store = PostgresApiKeys(url, clock=StillClock(), **bounds), KeyStore(url, clock=StillClock())
+        keys = PostgresApiKeys(url, clock=StillClock(), **bounds)
+        administration = PostgresAdministration(url, clock=StillClock())
         try:
             async with asyncio.timeout(WAIT_SECONDS_MAX):
-                await scenario(keys, store)
+                await scenario(keys, administration.keys)
         finally:
-            await store.close()
+            await administration.close()
             await keys.close()
 
     asyncio.run(run())
@@ -103,13 +108,15 @@ def test_what_is_granted_is_what_is_shown(database_url: str) -> None:
             expires_at=T0 + timedelta(days=30),
             tags={"cost-centre": "42", "app": "x"},
         )
-        record, team_created = await store.create(grant, digest=digest("one"), hint="abcd")
+        record, team_created = await store.create(grant, digest=digest("one"), hint="abcd", by=COMMAND_LINE)
         assert team_created
         assert record.grant == grant
         assert (record.hint, record.created_at, record.revoked_at) == ("abcd", T0, None)
         assert await store.show(record.key_id) == record
         assert await store.show("ci") == record
-        _, team_created = await store.create(KeyGrant(name="two", team="blue"), digest=digest("two"), hint="efgh")
+        _, team_created = await store.create(
+            KeyGrant(name="two", team="blue"), digest=digest("two"), hint="efgh", by=COMMAND_LINE
+        )
         assert not team_created
 
     with_store(database_url, scenario)
@@ -119,10 +126,10 @@ def test_a_name_that_two_keys_have_shows_neither(database_url: str) -> None:
     """A revoked key gives its name free; two living ones are told apart by id."""
 
     async def scenario(store: KeyStore) -> None:
-        first, _ = await store.create(KeyGrant(name="ci"), digest=digest("one"), hint="1")
-        second, _ = await store.create(KeyGrant(name="ci"), digest=digest("two"), hint="2")
+        first, _ = await store.create(KeyGrant(name="ci"), digest=digest("one"), hint="1", by=COMMAND_LINE)
+        second, _ = await store.create(KeyGrant(name="ci"), digest=digest("two"), hint="2", by=COMMAND_LINE)
         assert await store.show("ci") is None
-        revoked = await store.revoke(first.key_id)
+        revoked = await store.revoke(first.key_id, by=COMMAND_LINE)
         assert revoked is not None
         assert revoked.revoked_at == T0
         assert await store.show("ci") == second
@@ -138,7 +145,7 @@ def test_keys_are_listed_page_by_page(database_url: str) -> None:
         made = set()
         for number in range(7):
             grant = KeyGrant(name=f"k{number}", team="blue" if number % 2 else None)
-            record, _ = await store.create(grant, digest=digest(str(number)), hint="abcd")
+            record, _ = await store.create(grant, digest=digest(str(number)), hint="abcd", by=COMMAND_LINE)
             made.add(record.key_id)
         seen: list[str] = []
         while page := await store.list_keys(after=seen[-1] if seen else None, limit=3):
@@ -154,12 +161,14 @@ def test_revoking_and_rotating_what_is_not_there(database_url: str) -> None:
     """An unknown key is answered with None; a revoked one is not rotated and keeps its moment."""
 
     async def scenario(store: KeyStore) -> None:
-        assert await store.revoke("key_x") is None
-        assert await store.rotate("key_x", digest=digest("a"), hint="a", grace=timedelta(0)) is None
-        record, _ = await store.create(KeyGrant(name="ci"), digest=digest("one"), hint="1")
-        first = await store.revoke(record.key_id)
-        assert await store.revoke(record.key_id) == first
-        assert await store.rotate(record.key_id, digest=digest("b"), hint="b", grace=timedelta(0)) is None
+        assert await store.revoke("key_x", by=COMMAND_LINE) is None
+        assert await store.rotate("key_x", digest=digest("a"), hint="a", grace=timedelta(0), by=COMMAND_LINE) is None
+        record, _ = await store.create(KeyGrant(name="ci"), digest=digest("one"), hint="1", by=COMMAND_LINE)
+        first = await store.revoke(record.key_id, by=COMMAND_LINE)
+        assert await store.revoke(record.key_id, by=COMMAND_LINE) == first
+        assert (
+            await store.rotate(record.key_id, digest=digest("b"), hint="b", grace=timedelta(0), by=COMMAND_LINE) is None
+        )
 
     with_store(database_url, scenario)
 
@@ -168,7 +177,7 @@ def test_a_secret_is_asked_for_once(database_url: str, db: psycopg.Connection) -
     """Holders and strangers are both remembered, and a crowd with one key asks one question."""
 
     async def scenario(keys: PostgresApiKeys, store: KeyStore) -> None:
-        await store.create(KeyGrant(name="one"), digest=digest("one"), hint="1")
+        await store.create(KeyGrant(name="one"), digest=digest("one"), hint="1", by=COMMAND_LINE)
         before = queries(db)
         for name in ("one", "stranger"):
             found = await asyncio.gather(*(keys.find(digest(name)) for _ in range(50)))
@@ -184,7 +193,7 @@ def test_one_caller_s_hang_up_is_not_the_others(database_url: str) -> None:
     """Two ask for the same key; the first one goes away, and the second gets the answer."""
 
     async def scenario(keys: PostgresApiKeys, store: KeyStore) -> None:
-        await store.create(KeyGrant(name="one"), digest=digest("one"), hint="1")
+        await store.create(KeyGrant(name="one"), digest=digest("one"), hint="1", by=COMMAND_LINE)
         first, second = (asyncio.create_task(keys.find(digest("one"))) for _ in range(2))
         await asyncio.sleep(0)
         first.cancel()
@@ -214,7 +223,7 @@ def test_the_memory_of_strangers_and_holders_is_bounded(database_url: str) -> No
 
     async def scenario(keys: PostgresApiKeys, store: KeyStore) -> None:
         for name in ("a", "b", "c"):
-            await store.create(KeyGrant(name=name), digest=digest(name), hint=name)
+            await store.create(KeyGrant(name=name), digest=digest(name), hint=name, by=COMMAND_LINE)
         for number in range(30):
             assert await keys.find(digest(str(number))) is None
         for name in ("a", "b", "a", "c"):
@@ -231,13 +240,14 @@ def test_known_keys_go_on_while_the_database_is_away(database_url: str) -> None:
     async def run() -> None:
         line = Line(database_url)
         await line.open()
-        store = KeyStore(database_url, clock=StillClock())
+        administration = PostgresAdministration(database_url, clock=StillClock())
+        store = administration.keys
         keys = PostgresApiKeys(line.url, clock=StillClock(), wait_seconds_max=1.0)
-        await store.create(KeyGrant(name="one"), digest=digest("one"), hint="1")
-        await store.create(KeyGrant(name="two"), digest=digest("two"), hint="2")
+        await store.create(KeyGrant(name="one"), digest=digest("one"), hint="1", by=COMMAND_LINE)
+        await store.create(KeyGrant(name="two"), digest=digest("two"), hint="2", by=COMMAND_LINE)
         await keys.refresh()
         assert await keys.find(digest("one")) is not None
-        await store.create(KeyGrant(name="three"), digest=digest("three"), hint="3")
+        await store.create(KeyGrant(name="three"), digest=digest("three"), hint="3", by=COMMAND_LINE)
         await keys.refresh()  # a change was seen, and the database went before it could be asked about
         await line.cut()
         with pytest.raises(StoreUnavailableError):
@@ -249,7 +259,7 @@ def test_known_keys_go_on_while_the_database_is_away(database_url: str) -> None:
         await keys.refresh()
         assert await keys.find(digest("two")) is not None
         await keys.close()
-        await store.close()
+        await administration.close()
         await line.cut()
 
     async def in_time() -> None:
@@ -265,9 +275,9 @@ def test_a_change_is_noticed_by_itself(database_url: str) -> None:
     async def scenario(keys: PostgresApiKeys, store: KeyStore) -> None:
         stop = asyncio.Event()
         running = asyncio.create_task(keys.run(stop))
-        record, _ = await store.create(KeyGrant(name="one"), digest=digest("one"), hint="1")
+        record, _ = await store.create(KeyGrant(name="one"), digest=digest("one"), hint="1", by=COMMAND_LINE)
         await until(lambda: keys.find(digest("one")), lambda found: found is not None)
-        await store.revoke(record.key_id)
+        await store.revoke(record.key_id, by=COMMAND_LINE)
         await until(lambda: keys.find(digest("one")), lambda found: found is None)
         stop.set()
         await running

@@ -33,6 +33,7 @@ from gateway.core.ledger import Intent, LedgerEntry, Record
 from gateway.core.money import Money, UnitPrice
 from gateway.core.pricing import Price, PriceTable
 from gateway.core.refusal import RefusedError
+from gateway.core.shedding import Shed
 from gateway.pipeline.conduct import Conductor, Configuration, Exchange, refuse
 from gateway.pipeline.experience import Experience
 from gateway.pipeline.ports import MeteringUnavailableError, UpstreamCall, UpstreamFailedError
@@ -275,8 +276,11 @@ class RecordingTelemetry:
     def refused(self, *, request_id: str, path: str, code: str, status: int) -> None:
         raise AssertionError("refusals before an exchange are the face's")
 
+    def shed(self, reason: Shed) -> None:
+        raise AssertionError("only the face turns anybody away")
+
     def exchange_ended(
-        self, *, request_id: str, key_id: str, model: str, surface: str, status: int, seconds: float
+        self, *, request_id: str, key_id: str, model: str, surface: str, status: int, code: str, seconds: float
     ) -> None:
         self.statuses.append(status)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.prove import conservation, hangups, outage, powerloss, price, replay, storm
+from tests.prove import allowances, budgets, conservation, hangups, outage, powerloss, price, replay, storm
 from tests.prove.proof import Proof
 from tests.simulation import running as simulation
 
@@ -41,8 +41,17 @@ PROOFS: Final = (
         needs_gateway=False,
     ),
     Proof(
+        name="budgets", claim="a budget for a hundred lets a hundred through, and who leaves leaves no hold",
+        prove=budgets.prove, unit="requests", small=150, usual=4_000, full=20_000,
+    ),
+    Proof(
+        name="allowances", claim="no life of reserves, crashes and replays passes a budget",
+        prove=allowances.prove, unit="steps", small=4_000, usual=1_000_000, full=5_000_000,
+        needs_gateway=False,
+    ),
+    Proof(
         name="price", claim="what the journal costs",
-        prove=price.prove, unit="pairs of rounds", small=1, usual=20, full=100,
+        prove=price.prove, unit="pairs of rounds", small=1, usual=40, full=200,
         needs_gateway=False,
     ),
 )  # fmt: skip

@@ -73,7 +73,7 @@ class Client:
 
 def _judge(answer: Answer, body: bytes, *, streamed: bool) -> None:
     if answer.status != 200:
-        answer.trouble = f"{answer.status} {body[:300].decode(errors='replace')}"
+        answer.trouble = f"{answer.status} {body[:600].decode(errors='replace')}"
     elif not streamed:
         answer.usage = json.loads(body, parse_float=Decimal).get("usage")
         answer.complete = True

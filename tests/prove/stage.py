@@ -78,12 +78,23 @@ def acknowledged(answer: Answer) -> Acknowledged | None:
 
 @contextlib.contextmanager
 def staged(
-    folder: Path, *, seed: int, simulator: Mapping[str, Any], config: Mapping[str, str] | None = None
+    folder: Path,
+    *,
+    seed: int,
+    simulator: Mapping[str, Any],
+    config: Mapping[str, str] | None = None,
+    workers: int = 1,
+    redis_url: str = "",
 ) -> Iterator[Stage]:
     """All of it, started as a user would and gone at the end. ``config`` replaces files of the configuration."""
     with (
         launch.simulators(folder, seed=seed, settings=simulator) as addresses,
-        launch.gateway(folder, {**launch.demo_config(addresses, keep_limits=False), **(config or {})}) as ours,
+        launch.gateway(
+            folder,
+            {**launch.demo_config(addresses, keep_limits=False), **(config or {})},
+            workers=workers,
+            redis_url=redis_url,
+        ) as ours,
     ):
         key_id, secret = ours.create_key(f"proof-{seed}")
         simulators = Simulators(addresses=addresses)

@@ -129,7 +129,7 @@ PLANTS: Final = (
         name="acknowledged before the sync",
         where="gateway.adapters.journal.writer:JournalWriter.durable",
         old="if position <= self._durable:",
-        new="if position <= self._durable + len(self._unsynced):",
+        new="if position <= self._durable + self.backlog_records:",
     ),
     Plant(
         name="offset before the rows",
@@ -186,9 +186,9 @@ PLANTS_OF_ALLOWANCES: Final = tuple(
         ),
         (
             "clamp knows one budget",
-            "gateway.core.allowance:AllowanceBook._affordable",
-            "if claim.budget.mode is BudgetMode.CLAMP:",
-            "if claim.budget.mode is BudgetMode.CLAMP and clamped_by is None:",
+            "gateway.core.allowance:_affordable",
+            "elif claim.budget.mode is BudgetMode.CLAMP:",
+            "elif claim.budget.mode is BudgetMode.CLAMP and clamped_by is None:",
         ),
         (
             "minute too short",
@@ -198,7 +198,7 @@ PLANTS_OF_ALLOWANCES: Final = tuple(
         ),
         (
             "windows without the dead",
-            "gateway.adapters.allowances:LocalAllowances._ask",
+            "gateway.pipeline.first_word:FirstWord._ask",
             "await self._caught_up()",
             "pass",
         ),
@@ -216,7 +216,7 @@ PLANTS_OF_ALLOWANCES: Final = tuple(
         ),
         (
             "holds do not count",
-            "gateway.core.allowance:AllowanceBook._available",
+            "gateway.core.allowance:_available",
             " - state.held",
             "",
         ),
@@ -235,20 +235,20 @@ PLANTS_OF_ALLOWANCES: Final = tuple(
         (
             "account left and not given back",
             "gateway.core.allowance:AllowanceBook.retry",
-            "self._end(hold.account)",
+            "self._scope(hold.account.scope).end(hold.account)",
             "pass",
         ),
         (
             "tokens never trued up",
             "gateway.core.allowance:AllowanceBook.release",
-            "minute.correct(hold.second, tokens - hold.tokens)",
+            "caller.tokens.correct(hold.second, tokens - hold.tokens)",
             "pass",
         ),
         (
             "retry takes no room",
             "gateway.core.allowance:AllowanceBook.retry",
-            "self._count(hold.account, demand.tokens, now_ms)",
-            "pass",
+            "self._use(hold, demand, account, now_ms)",
+            "hold.account = None if account is None else demand.accounts[account]",
         ),
         (
             "retry costs nothing more",
@@ -266,7 +266,10 @@ PLANTS_OF_ALLOWANCES: Final = tuple(
             "a refusal takes all the same",
             "gateway.core.allowance:AllowanceBook.take",
             "if isinstance(amount, Exceeded):",
-            "if isinstance(amount, Exceeded):\n        [self._count(each, 0, now_ms) for each in demand.limits]",
+            (
+                "if isinstance(amount, Exceeded):\n"
+                "        [caller.take(each, 0, now_ms // 1000) for each, caller in zip(demand.limits, callers)]"
+            ),
         ),
         (
             "clamped in silence",

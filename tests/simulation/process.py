@@ -47,6 +47,13 @@ class _Keys(MemoryApiKeys):
         self._keys[principal.key_id] = principal
 
 
+class _Idle:
+    """A service that has nothing to do."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+
+
 class _Closable:
     async def close(self) -> None:
         pass
@@ -78,7 +85,9 @@ class SimulatedGateway(Gateway):
         self.keys = _Keys(self.clock)  # type: ignore[assignment]
         for holder, principal in world.principals():
             self.keys.add(api_key.digest(holder.secret), principal)  # type: ignore[attr-defined]
-        self.key_store = self.reports = _Closable()  # type: ignore[assignment]
+        self.administration = self.reports = self.shared_state = _Closable()  # type: ignore[assignment]
+        self.alerts = _Idle()  # type: ignore[assignment]
+        self.siblings = None
         self.balances = SimulatedBalances(world.database, life, world.balance_chance)  # type: ignore[assignment]
         self.telemetry = PrometheusTelemetry()
         self.health = MemoryHealthBook(self.clock, world.chance.random)
@@ -103,13 +112,13 @@ class SimulatedGateway(Gateway):
         self.services = Services(
             conductor=self.conductor,
             admin_token=SecretStr("unused"),
-            keys=self.key_store,  # type: ignore[arg-type]
+            administration=self.administration,  # type: ignore[arg-type]
             reports=self.reports,  # type: ignore[arg-type]
             readiness=self.readiness,
             metrics=self.metrics,
             metrics_type=self.telemetry.METRICS_TYPE,
             provider_states=self.provider_states,
-            reload=self.reload,
+            reload=self.reload_all,
             flush=self.shipper.flush,
         )
         self._route: Callable[..., Awaitable[None]] = chat_route(self.services).fn
@@ -179,7 +188,7 @@ def closing(gateway: SimulatedGateway, life: Life) -> Closing:
     return Closing(
         life=life,
         holds=tuple(book.holds),
-        running=dict(book._running),
+        running={scope: state.running for scope, state in book._scopes.items() if state.running},
         waiting=gateway.conductor.turns.waiting,
         held={key: state.held for key, state in book.windows.items()},
         spent={

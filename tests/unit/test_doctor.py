@@ -6,9 +6,10 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
@@ -81,7 +82,7 @@ def test_a_migrated_database_and_all_credentials_have_no_failure(database_url: s
     checks = run(status=0, GATEWAY_DATABASE_URL=database_url, GATEWAY_ADMIN_TOKEN=STRONG, **CREDENTIALS)
     assert {check.name for check in checks if check.status == "ok"} >= {
         *("settings", "admin_token", "data_dir", "database", "schema", "ledger", "journal", "clock", "redis"),
-        "credential",
+        *("credential", "budgets", "alerts"),
     }
     assert {check.name for check in checks if check.status == "warn"} <= {"config", "prices", "models"}
 
@@ -195,6 +196,66 @@ def test_an_older_schema_fails_where_nobody_migrates_it(postgres_url: str) -> No
     assert "gateway migrate" in (only(checks, "schema").mend or "")
     allowed = run(status=0, GATEWAY_DATABASE_URL=postgres_url, GATEWAY_AUTO_MIGRATE="true", **CREDENTIALS)
     assert only(allowed, "schema").status == "warn"
+
+
+def add_alert(db: psycopg.Connection, *, age: str, delivered: bool = False, error: str | None = None) -> None:
+    db.execute(
+        """
+        INSERT INTO budget_alerts (budget_id, scope, name, period, mode, limit_pico, first_day, time_zone, share,
+            spent_pico, raised_at, last_error, delivered_at, delivered_by)
+        SELECT gen_random_uuid(), 'organisation', 'organisation', 'day', 'soft', 1, current_date, 'UTC', 80, 1,
+            now() - %(age)s::interval, %(error)s, now_or_never, 'log' || now_or_never::text
+        FROM (SELECT CASE WHEN %(delivered)s THEN now() END AS now_or_never) AS moments
+        """,
+        {"age": age, "error": error, "delivered": delivered},
+    )
+
+
+def test_alerts_that_nobody_got_are_a_warning(database_url: str) -> None:
+    """One that waits for a few seconds is on its way; one of last month is history."""
+    with psycopg.connect(database_url, autocommit=True) as db:
+        add_alert(db, age="1 minute")
+        add_alert(db, age="1 hour", delivered=True)
+        add_alert(db, age="30 days")
+        assert only(run(status=0, GATEWAY_DATABASE_URL=database_url, **CREDENTIALS), "alerts").status == "ok"
+        add_alert(db, age="2 hours", error="HTTP 500")
+        add_alert(db, age="1 hour", error="HTTP 502")
+    check = only(run(status=0, GATEWAY_DATABASE_URL=database_url, **CREDENTIALS), "alerts")
+    assert (check.status, check.message) == (
+        "warn",
+        "2 budget alerts were not delivered within 5 minutes (HTTP 502).",
+    )
+    assert "GATEWAY_ALERT_WEBHOOK_URL" in (check.mend or "")
+
+
+def test_a_budget_that_is_used_up_is_a_warning(database_url: str) -> None:
+    """In its present window, by the organisation's days; what was spent before does not count."""
+    today = datetime.now(ZoneInfo("Pacific/Auckland")).date()
+    with psycopg.connect(database_url, autocommit=True) as db:
+        db.execute("UPDATE organisation SET time_zone = 'Pacific/Auckland'")
+        add = "INSERT INTO budgets (scope, period, limit_pico) VALUES (%s, 'day', 1000000000000)"
+        spend = (
+            "INSERT INTO budget_postings (scope, day, journal_id, posted_pico, rows) "
+            "VALUES (%s, %s, 'j1', 999999999999, 1)"
+        )
+        for scope, day in (("team:old", today - timedelta(days=1)), ("team:blue", today)):
+            db.execute(add, [scope])
+            db.execute(spend, [scope, day])
+        check = only(run(status=0, GATEWAY_DATABASE_URL=database_url, **CREDENTIALS), "budgets")
+        assert (check.status, check.message) == ("ok", "None of 2 budgets is used up.")
+        db.execute("UPDATE budget_postings SET posted_pico = 1500000000000")
+    check = only(run(status=0, GATEWAY_DATABASE_URL=database_url, **CREDENTIALS), "budgets")
+    assert (check.status, check.message) == ("warn", "Used up: team:blue ($1.5 of $1 today).")
+
+
+def test_a_webhook_is_kept_out_of_what_is_said(database_url: str) -> None:
+    """An address may be a secret as much as the secret is, also where the database repeats it."""
+    url, secret = "https://hooks.example/T0/very-private", "k7Qz-2mvXw9_pLrT5yBn"
+    with psycopg.connect(database_url, autocommit=True) as db:
+        add_alert(db, age="1 hour", error=f"{url} {secret}")
+    webhook = {"GATEWAY_ALERT_WEBHOOK_URL": url, "GATEWAY_ALERT_WEBHOOK_SECRET": secret}
+    checks = run(status=0, GATEWAY_DATABASE_URL=database_url, **webhook, **CREDENTIALS)
+    assert only(checks, "alerts").message.endswith("([redacted] [redacted]).")
 
 
 def test_records_that_were_set_aside_fail(database_url: str) -> None:

@@ -1,4 +1,9 @@
-"""What is appended is in the file when ``append`` returns, and on the disk when ``durable`` does; nothing is reordered.
+"""What is appended is in the file when the event loop's tick ends, and on the disk when ``durable`` returns, in order.
+
+Records of one tick share one call to the kernel, whose price is nearly the same for one record as for ten. In between
+only a kill of the process can come, and it finds nothing that anybody has been told: whoever spends or answers waits
+for ``durable`` first, which takes a tick at least. So such a kill is, for the records of that tick, a kill before
+them. Where no event loop runs, and while the disk refuses, each record is written before ``append`` returns.
 
 One thread syncs for everybody: while one sync runs the next group gathers, so an idle gateway waits for one sync and
 a busy one shares it. A descriptor whose sync failed is never asked again (the kernel may have dropped the data and
@@ -10,13 +15,16 @@ only new work (an intent, a plan) is refused.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
-from typing import Final, Protocol, Self
+from queue import Empty, SimpleQueue
+from typing import Final, Literal, Protocol, Self
 
 from gateway.adapters.journal import folders
 from gateway.adapters.journal.folders import ClaimedJournal
@@ -41,10 +49,13 @@ BACKLOG_BYTES_MAX: Final = 64 * 1024 * 1024
 IDLE_SYNC_SECONDS: Final = 1.0
 """Records that nobody waits for are synced, and a fault is looked at again, after this long."""
 
-BUSY_WAITERS_MIN: Final = 4
+WRITE_BYTES_MAX: Final = 64 * 1024
+"""So much goes to the kernel in one call, and with it stands or falls; a longer record goes alone."""
+
+COMPANY_MIN: Final = 4
 GATHER_SECONDS: Final = 0.002
-"""While that many wait for one sync, the next one waits this long for company: a sync and a change of threads cost as
-much as many records."""
+"""While that many wait, and as long as every tick of the event loop brings another, the next sync waits for company,
+but no longer than this: a sync and a change of threads cost as much as many records, an empty tick next to nothing."""
 
 _CLOSE_SECONDS_MAX: Final = 30.0
 _SYNC_TRIES: Final = 2  # the segment, then the new one that replaces it
@@ -67,12 +78,10 @@ class Committer(Protocol):
 
 
 class CommitThread:
-    """Implements ``Committer`` with a thread of its own."""
+    """Implements ``Committer`` with a thread of its own; to wake it is one call, and no lock is waited for."""
 
     def __init__(self) -> None:
-        self._work = threading.Condition()
-        self._is_asked = False
-        self._is_stopping = False
+        self._asks: SimpleQueue[Literal["commit", "commit and end"]] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def start(self, commit: Callable[[], None]) -> None:
@@ -80,25 +89,19 @@ class CommitThread:
         self._thread.start()
 
     def ask(self) -> None:
-        with self._work:
-            self._is_asked = True
-            self._work.notify()
+        self._asks.put("commit")
 
     def stop(self, seconds_max: float) -> bool:
         assert self._thread is not None
-        with self._work:
-            self._is_stopping = True
-            self._work.notify()
+        self._asks.put("commit and end")
         self._thread.join(seconds_max)
         return not self._thread.is_alive()
 
     def _run(self, commit: Callable[[], None]) -> None:
         is_last = False
         while not is_last:
-            with self._work:
-                self._work.wait_for(lambda: self._is_asked or self._is_stopping, IDLE_SYNC_SECONDS)
-                self._is_asked = False
-                is_last = self._is_stopping
+            with contextlib.suppress(Empty):
+                is_last = self._asks.get(timeout=IDLE_SYNC_SECONDS) == "commit and end"
             commit()
 
 
@@ -136,8 +139,10 @@ class JournalWriter:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._listeners: list[Callable[[], None]] = []
+        self._attended: asyncio.AbstractEventLoop | None = None
         self._is_asked = False
-        self._is_busy = False
+        self._gathered = 0
+        self._gathers_until = 0.0
         self._committer = committer or CommitThread()
         self._committer.start(self._commit_if_needed)
 
@@ -194,31 +199,28 @@ class JournalWriter:
         self._listeners.append(listener)
 
     def append(self, record: Record) -> int:
-        """Writes a record and returns its position: 1, 2, 3 … in the order of the calls.
+        """Takes a record and returns its position: 1, 2, 3 … in the order of the calls.
 
-        Raises MeteringUnavailableError for an intent or a plan that cannot be written, and for anything once the
+        Raises MeteringUnavailableError for an intent or a plan while the disk refuses, and for anything once the
         backlog is full. A settlement or a progress mark that the disk refuses is kept and written later: its position
         is returned, and ``durable`` says whether it has reached the disk.
         """
         frame = encode_frame(record)
+        loop = _running_loop()
         with self._lock:
             assert not self._is_closing
             if self._backlog_bytes + len(frame) > self._backlog_bytes_max:
                 raise MeteringUnavailableError(
                     f"the journal holds {self._backlog_bytes} bytes that are not on the disk"
                 )
-            try:
-                self._write_held()
-                self._write(frame)
-            except OSError as error:
-                self._break(f"the journal in {self.path} cannot be written: {error.strerror or error}")
-                if isinstance(record, Intent | PlanRecord):
-                    raise MeteringUnavailableError(self._fault) from None
-                self._unwritten.append(frame)
-            else:
-                self._fault = None
+            self._unwritten.append(frame)
+            if loop is None or self._fault is not None:
+                self._write_now(record)
             self._backlog_bytes += len(frame)
-            return self._durable + len(self._unsynced) + len(self._unwritten)
+            position = self._durable + len(self._unsynced) + len(self._unwritten)
+        if loop is not None:
+            self._attend(loop)
+        return position
 
     async def durable(self, position: int) -> None:
         """Returns when everything up to ``position`` is on the disk; at once when it is already. Raises
@@ -230,7 +232,7 @@ class JournalWriter:
         self._loop = loop
         waiter: asyncio.Future[None] = loop.create_future()
         self._waiters.append((position, waiter))
-        self._ask(loop)
+        self._attend(loop)
         await waiter
 
     def close(self) -> None:
@@ -250,17 +252,45 @@ class JournalWriter:
 
     # --- writing; the lock is held ---------------------------------------------------------------------------------
 
-    def _write(self, frame: bytes) -> None:
-        segment = self._segment
-        if segment is None or not segment.is_sound or segment.size + len(frame) > self._segment_bytes_max:
-            segment = self._next_segment()
-        segment.write(frame)
-        self._unsynced.append(frame)
+    def _write_now(self, record: Record) -> None:
+        """Writes what is held; ``record``, the last of it, is given up where it is new work and the disk refuses."""
+        try:
+            self._write_held()
+        except OSError as error:
+            self._break("written", error)
+            if isinstance(record, Intent | PlanRecord):
+                self._unwritten.pop()
+                raise MeteringUnavailableError(self._fault) from None
+        else:
+            self._fault = None
+
+    def _write_tick(self) -> None:
+        """Writes what a tick has brought. After a fault that is left to those who find out whether it is over."""
+        if self._fault is not None or self._is_closing:
+            return
+        try:
+            self._write_held()
+        except OSError as error:
+            self._break("written", error)
 
     def _write_held(self) -> None:
+        """Raises OSError; what was not written by then is still held."""
         while self._unwritten:
-            self._write(self._unwritten[0])
-            self._unwritten.popleft()
+            first = self._unwritten[0]
+            segment = self._segment
+            if segment is None or not segment.is_sound or segment.size + len(first) > self._segment_bytes_max:
+                segment = self._next_segment()
+            frames = [first]
+            room = min(self._segment_bytes_max - segment.size, WRITE_BYTES_MAX) - len(first)
+            for frame in islice(self._unwritten, 1, None):
+                room -= len(frame)
+                if room < 0:
+                    break
+                frames.append(frame)
+            segment.write(b"".join(frames))
+            for _ in frames:
+                self._unwritten.popleft()
+            self._unsynced += frames
 
     def _next_segment(self) -> SegmentFile:
         number = self._next_number
@@ -269,7 +299,8 @@ class JournalWriter:
         self._unclosed.append(self._segment)
         return self._segment
 
-    def _break(self, fault: str) -> None:
+    def _break(self, what: str, error: OSError) -> None:
+        fault = f"the journal in {self.path} cannot be {what}: {error.strerror or error}"
         if self._fault is None:
             log.error("%s; new work is refused until that is mended", fault)
         self._fault = fault
@@ -278,7 +309,7 @@ class JournalWriter:
 
     def _commit_if_needed(self) -> None:
         with self._lock:
-            is_idle = not self._unsynced and self._fault is None
+            is_idle = not self._unsynced and not self._unwritten and self._fault is None
         if not is_idle:
             self._commit()
 
@@ -305,17 +336,17 @@ class JournalWriter:
         self._tell(*outcome)
 
     def _mend(self) -> None:
-        """After a fault: whether the disk takes records again, by writing those held, or else a trial block."""
-        if self._fault is None:
-            return
+        """Writes what the event loop has not come to; after a fault also a trial block, to see what the disk takes."""
         try:
             self._write_held()
+            if self._fault is None:
+                return
             segment = self._segment
             if segment is None or not segment.is_sound:
                 segment = self._next_segment()
             segment.probe()
         except OSError as error:
-            self._break(f"the journal in {self.path} cannot be written: {error.strerror or error}")
+            self._break("written", error)
             return
         for distrusted in self._distrusted:  # only now is there another copy of what they hold
             _taint(distrusted)
@@ -326,7 +357,7 @@ class JournalWriter:
 
     def _distrust(self, error: OSError) -> None:
         """A sync failed: nothing past ``_durable`` counts as written any more, and no open file is used again."""
-        self._break(f"the journal in {self.path} cannot be synced: {error.strerror or error}")
+        self._break("synced", error)
         self._unsynced.extend(self._unwritten)
         self._unwritten, self._unsynced = self._unsynced, deque()
         self._segment = None
@@ -358,26 +389,31 @@ class JournalWriter:
 
     # --- asking and answering; on the event loop -------------------------------------------------------------------
 
-    def _ask(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Wakes the thread once a group: at once while few wait, after a moment's gathering while many do."""
-        if self._is_asked:
+    def _attend(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._attended is not loop:
+            self._attended = loop
+            loop.call_soon(self._end_tick, loop)
+
+    def _end_tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Writes what the tick brought, and wakes the thread for those who wait, unless company is on its way."""
+        self._attended = None
+        with self._lock:
+            self._write_tick()
+        waiting, before, self._gathered = len(self._waiters), self._gathered, 0
+        if self._is_asked or not waiting:
+            return
+        if not before:
+            self._gathers_until = loop.time() + GATHER_SECONDS
+        if waiting >= COMPANY_MIN and waiting > before and loop.time() < self._gathers_until:
+            self._gathered = waiting
+            self._attend(loop)
             return
         self._is_asked = True
-        if self._is_busy:
-            loop.call_later(GATHER_SECONDS, self._wake)
-        else:
-            self._wake()
-
-    def _wake(self) -> None:
-        if not self._waiters:
-            self._is_asked = False
-            return
         self._committer.ask()
 
     def _resolve(self, durable: int, fault: str | None) -> None:
         still: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._is_asked = False
-        self._is_busy = len(self._waiters) >= BUSY_WAITERS_MIN
         for position, waiter in self._waiters:
             if waiter.done():
                 continue
@@ -389,9 +425,16 @@ class JournalWriter:
                 still.append((position, waiter))
         self._waiters = still
         if still and self._loop is not None:
-            self._ask(self._loop)
+            self._attend(self._loop)
         for listener in self._listeners:
             listener()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _taint(segment: SegmentFile) -> None:

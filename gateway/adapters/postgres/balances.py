@@ -12,7 +12,7 @@ from gateway.core.budget import BudgetWindow
 
 _MOVED: Final = """
 SELECT DISTINCT scope FROM budget_postings
-WHERE moved_at > clock_timestamp() - %s * interval '1 second' AND journal_id <> %s
+WHERE moved_at > now() - %s * interval '1 second' AND journal_id <> %s
 """
 
 

@@ -1,4 +1,4 @@
-"""Virtual keys in PostgreSQL: only digests of secrets, found from memory, forgotten within a second of a change.
+"""Virtual keys are looked up by digest and found from memory, and forgotten within a second of a change.
 
 Every change of a key or team moves one counter; a worker looks at it twice a second and asks again for what it knew
 before. While the database is away, what was known goes on.
@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Any, Final
 
 import psycopg
-from psycopg.types.json import Jsonb
 
-from gateway.adapters.postgres.connections import WAIT_SECONDS_MAX, Connection, Connections
+from gateway.adapters.postgres.connections import WAIT_SECONDS_MAX, Connections
 from gateway.adapters.postgres.sql import statement
 from gateway.core.budget import ORGANISATION, Budget, BudgetMode, OnOutage, Period, scope_of_key, scope_of_team
 from gateway.core.exchange import Principal, Role
-from gateway.core.keys import KeyGrant, KeyRecord
 from gateway.core.limits import RateLimits
 from gateway.core.money import Money
 from gateway.pipeline.ports import Clock, StoreUnavailableError
@@ -33,39 +29,6 @@ log = logging.getLogger(__name__)
 CACHED_KEYS_MAX: Final = 100_000
 CACHED_STRANGERS_MAX: Final = 10_000
 POLL_SECONDS: Final = 0.5
-
-_COLUMNS: Final = """
-k.key_id, k.name, k.team, k.role, k.models, k.providers, k.rpm, k.tpm, k.concurrency, b.limit_pico AS budget_pico,
-b.period AS budget_period, k.tags, k.created_at, k.expires_at, k.revoked_at,
-(SELECT hint FROM api_key_secrets s WHERE s.key_id = k.key_id ORDER BY s.created_at DESC LIMIT 1) AS hint
-"""
-_FROM: Final = """
-api_keys k LEFT JOIN LATERAL (
-    SELECT limit_pico, period FROM budgets WHERE scope = 'key:' || k.key_id ORDER BY created_at LIMIT 1
-) b ON true
-"""
-_SHOW: Final = f"SELECT {_COLUMNS} FROM {_FROM} WHERE k.key_id = %s"  # noqa: S608 - constants
-_NAMED: Final = f"SELECT {_COLUMNS} FROM {_FROM} WHERE k.name = %s AND k.revoked_at IS NULL LIMIT 2"  # noqa: S608
-_LIST: Final = f"""
-SELECT {_COLUMNS} FROM {_FROM}
-WHERE (%(after)s::text IS NULL OR k.key_id > %(after)s) AND (%(team)s::text IS NULL OR k.team = %(team)s)
-ORDER BY k.key_id LIMIT %(limit)s
-"""  # noqa: S608
-_INSERT: Final = """
-INSERT INTO api_keys (key_id, name, team, role, models, providers, rpm, tpm, concurrency, tags, created_at,
-                      expires_at)
-VALUES (%(key_id)s, %(name)s, %(team)s, %(role)s, %(models)s, %(providers)s, %(rpm)s, %(tpm)s, %(concurrency)s,
-        %(tags)s, %(created_at)s, %(expires_at)s)
-"""
-_INSERT_BUDGET: Final = """
-INSERT INTO budgets (scope, period, limit_pico, created_at) VALUES (%s, %s, %s, %s)
-"""
-_ADD_DIGEST: Final = "INSERT INTO api_key_secrets (digest, key_id, hint, created_at) VALUES (%s, %s, %s, %s)"
-_INSERT_TEAM: Final = "INSERT INTO teams (name, created_at) VALUES (%s, %s) ON CONFLICT DO NOTHING"
-_END_SECRETS: Final = """
-UPDATE api_key_secrets SET expires_at = least(coalesce(expires_at, 'infinity'), %s) WHERE key_id = %s
-"""
-_REVOKE: Final = "UPDATE api_keys SET revoked_at = coalesce(revoked_at, %s) WHERE key_id = %s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,66 +151,6 @@ class PostgresApiKeys:
         await self._connections.close()
 
 
-class KeyStore:
-    """Implements the KeyAdministration port."""
-
-    def __init__(self, database_url: str, *, clock: Clock) -> None:
-        self._connections = Connections(database_url, connections_max=2)
-        self._clock = clock
-
-    async def create(self, grant: KeyGrant, *, digest: bytes, hint: str) -> tuple[KeyRecord, bool]:
-        now = self._clock.now()
-        key_id = f"key_{int(now.timestamp() * 1000):012x}{os.urandom(6).hex()}"
-        async with self._connections.transaction() as db:
-            team_created = False
-            if grant.team is not None:
-                team_created = (await db.execute(_INSERT_TEAM, (grant.team, now))).rowcount == 1
-            await db.execute(_INSERT, _values(key_id, grant, now))
-            if grant.budget is not None and grant.period is not None:
-                budget = (scope_of_key(key_id), grant.period.value, grant.budget.pico, now)
-                await db.execute(_INSERT_BUDGET, budget)
-            await db.execute(_ADD_DIGEST, (digest, key_id, hint, now))
-            record = await _show(db, key_id)
-        assert record is not None
-        return record, team_created
-
-    async def list_keys(self, *, after: str | None, limit: int, team: str | None = None) -> Sequence[KeyRecord]:
-        async with self._connections.transaction() as db:
-            found = await db.execute(_LIST, {"after": after, "limit": limit, "team": team})
-            return [_record(row) for row in await found.fetchall()]
-
-    async def show(self, key: str) -> KeyRecord | None:
-        async with self._connections.transaction() as db:
-            record = await _show(db, key)
-            if record is not None:
-                return record
-            named = await (await db.execute(_NAMED, (key,))).fetchall()
-            return _record(named[0]) if len(named) == 1 else None
-
-    async def revoke(self, key_id: str) -> KeyRecord | None:
-        async with self._connections.transaction() as db:
-            await db.execute(_REVOKE, (self._clock.now(), key_id))
-            return await _show(db, key_id)
-
-    async def rotate(self, key_id: str, *, digest: bytes, hint: str, grace: timedelta) -> KeyRecord | None:
-        now = self._clock.now()
-        async with self._connections.transaction() as db:
-            record = await _show(db, key_id)
-            if record is None or record.revoked_at is not None:
-                return None
-            await db.execute(_END_SECRETS, (now + grace, key_id))
-            await db.execute(_ADD_DIGEST, (digest, key_id, hint, now))
-            return await _show(db, key_id)
-
-    async def close(self) -> None:
-        await self._connections.close()
-
-
-async def _show(db: Connection, key_id: str) -> KeyRecord | None:
-    row = await (await db.execute(_SHOW, (key_id,))).fetchone()
-    return None if row is None else _record(row)
-
-
 def _principal(row: Mapping[str, Any]) -> Principal:
     """A key's holder, with what its team adds: no more models and providers, common limits, budgets, tags."""
     key_id, team = row["key_id"], row["team"]
@@ -296,44 +199,3 @@ def _both(own: Sequence[str] | None, team: Sequence[str] | None) -> frozenset[st
         allowed = own if team is None else team
         return None if allowed is None else frozenset(allowed)
     return frozenset(own) & frozenset(team)
-
-
-def _values(key_id: str, grant: KeyGrant, now: datetime) -> dict[str, object]:
-    return {
-        "key_id": key_id,
-        "name": grant.name,
-        "team": grant.team,
-        "role": grant.role.value,
-        "models": None if grant.models is None else list(grant.models),
-        "providers": None if grant.providers is None else list(grant.providers),
-        "rpm": grant.rpm,
-        "tpm": grant.tpm,
-        "concurrency": grant.concurrency,
-        "tags": Jsonb(dict(grant.tags)),
-        "created_at": now,
-        "expires_at": grant.expires_at,
-    }
-
-
-def _record(row: Mapping[str, Any]) -> KeyRecord:
-    grant = KeyGrant(
-        name=row["name"],
-        team=row["team"],
-        role=Role(row["role"]),
-        models=None if row["models"] is None else tuple(row["models"]),
-        providers=None if row["providers"] is None else tuple(row["providers"]),
-        rpm=row["rpm"],
-        tpm=row["tpm"],
-        concurrency=row["concurrency"],
-        budget=None if row["budget_pico"] is None else Money(int(row["budget_pico"])),
-        period=None if row["budget_period"] is None else Period(row["budget_period"]),
-        expires_at=row["expires_at"],
-        tags=row["tags"],
-    )
-    return KeyRecord(
-        key_id=row["key_id"],
-        grant=grant,
-        hint=row["hint"],
-        created_at=row["created_at"],
-        revoked_at=row["revoked_at"],
-    )

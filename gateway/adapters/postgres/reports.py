@@ -56,14 +56,14 @@ class Reports:
         return [name for name, _ in _columns(group_by)[0]]
 
     async def spend(
-        self, start: datetime, end: datetime, *, group_by: Sequence[str], timezone: str
+        self, start: datetime, end: datetime, *, group_by: Sequence[str], timezone: str, team: str | None = None
     ) -> dict[str, object]:
         zone = _zone(timezone)
         columns, tags = _columns(group_by)
         first, last = _quarter_after(start), _quarter_before(end)
         if first > last:
             first = last = end
-        bounds = {"start": start, "end": end, "first": first, "last": last, "tz": timezone, **tags}
+        bounds = {"start": start, "end": end, "first": first, "last": last, "tz": timezone, "team": team, **tags}
         query = sql.SQL(statement("spend").decode()).format(
             groups=sql.SQL(", ").join([*(expression for _, expression in columns), sql.SQL("true")]),
             order=sql.SQL(", ").join(sql.SQL(str(number + 1)) for number in range(len(columns) + 1)),
@@ -83,26 +83,20 @@ class Reports:
             ),
         }
 
-    async def ledger(self, start: datetime, end: datetime) -> AsyncIterator[dict[str, object]]:
+    async def ledger(
+        self, start: datetime, end: datetime, *, team: str | None = None
+    ) -> AsyncIterator[dict[str, object]]:
         async with self._connections.transaction() as db, db.cursor(name="ledger") as cursor:
             cursor.itersize = FETCH_ROWS
-            await cursor.execute(
-                "SELECT * FROM ledger WHERE started_at >= %s AND started_at < %s ORDER BY started_at, attempt_id",
-                (start, end),
-            )
+            await cursor.execute(statement("ledger"), {"start": start, "end": end, "team": team})
             async for row in cursor:
                 yield ledger_row_json(row)
 
-    async def explain(self, request_id: str) -> dict[str, object] | None:
+    async def explain(self, request_id: str, *, team: str | None = None) -> dict[str, object] | None:
+        asked = {"request_id": request_id, "team": team}
         async with self._connections.transaction() as db:
-            plans = await db.execute(
-                "SELECT plan::text AS plan FROM exchanges WHERE request_id = %s ORDER BY made_at", (request_id,)
-            )
-            plan = await plans.fetchone()
-            found = await db.execute(
-                "SELECT * FROM ledger WHERE request_id = %s ORDER BY attempt, recorded_at", (request_id,)
-            )
-            rows = await found.fetchall()
+            plan = await (await db.execute(statement("explain_plan"), asked)).fetchone()
+            rows = await (await db.execute(statement("explain_attempts"), asked)).fetchall()
         if plan is None and not rows:
             return None
         planned = {} if plan is None else json.loads(plan["plan"], parse_float=Decimal)

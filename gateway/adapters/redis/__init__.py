@@ -1,1 +1,1 @@
-"""Shared state of several replicas: Lua in .lua files, called through redis-py."""
+"""Shared state of several workers and hosts: Lua in .lua files, called over one connection of each worker."""

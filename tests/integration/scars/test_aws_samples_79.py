@@ -17,6 +17,7 @@ from tests.integration.samples import entry
 pytestmark = pytest.mark.integration
 
 SECONDS_MAX = 30
+POSTED = "SELECT posted_pico::bigint, rows FROM budget_postings"
 SUMS = "SELECT count(*), sum(attempts)::bigint, sum(cost_pico)::bigint FROM spend_rollup"
 
 
@@ -37,8 +38,10 @@ def test_a_replay_adds_nothing_to_the_spend(tmp_path: Path, database_url: str) -
         with psycopg.connect(database_url, autocommit=True) as db:
             asyncio.run(ship(database_url, journal))
             before = db.execute(SUMS).fetchone()
+            posted = db.execute(POSTED).fetchall()
             db.execute("DELETE FROM journal_offsets")
             asyncio.run(ship(database_url, journal))
             assert db.execute(SUMS).fetchone() == before == (1, 21, 21 * entry(1).cost_pico)
+            assert db.execute(POSTED).fetchall() == posted == [(21 * entry(1).cost_pico, 21)] * 3
     finally:
         journal.close()

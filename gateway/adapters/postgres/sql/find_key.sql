@@ -2,9 +2,9 @@
 SELECT
     k.key_id, k.name, k.team, k.role, k.models, k.providers, k.tags,
     least(k.expires_at, s.expires_at) AS expires_at,
-    coalesce(k.rpm, t.key_default_rpm) AS rpm,
-    coalesce(k.tpm, t.key_default_tpm) AS tpm,
-    coalesce(k.concurrency, t.key_default_concurrency) AS concurrency,
+    least(coalesce(k.rpm, t.key_default_rpm), t.key_max_rpm) AS rpm,
+    least(coalesce(k.tpm, t.key_default_tpm), t.key_max_tpm) AS tpm,
+    least(coalesce(k.concurrency, t.key_default_concurrency), t.key_max_concurrency) AS concurrency,
     t.models AS team_models, t.providers AS team_providers, t.tags AS team_tags,
     t.rpm AS team_rpm, t.tpm AS team_tpm, t.concurrency AS team_concurrency,
     organisation.time_zone,

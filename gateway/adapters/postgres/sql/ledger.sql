@@ -1,0 +1,5 @@
+-- Every attempt of a period; of one team or of all.
+SELECT *
+FROM ledger
+WHERE started_at >= %(start)s AND started_at < %(end)s AND (%(team)s::text IS NULL OR team = %(team)s)
+ORDER BY started_at, attempt_id

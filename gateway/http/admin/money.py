@@ -1,0 +1,86 @@
+"""`/admin/ledger`, `/admin/reports` and `/admin/requests`: money, exact and after what is durable has been booked."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Final
+
+import msgspec
+from litestar import Request, Response, get
+from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath, FromQuery, QueryParameter
+from litestar.response import Stream
+
+from gateway.http.admin.answers import FLUSH_SECONDS, checked, found, invalid, stored
+from gateway.http.admin.guards import readers, who
+from gateway.http.books import MEDIA_TYPES, Form, Row, period, render_ledger, render_report
+from gateway.http.services import Services
+
+ESTIMATES_AS_NUMBERS: Final = msgspec.json.Encoder(decimal_format="number")
+"""A plan's estimates are JSON numbers, as in ``/v1/route``; amounts of the ledger are decimal strings."""
+Asked = Request[Any, Any, Any]
+
+
+def money_routes(services: Services) -> list[HTTPRouteHandler]:
+    """Every route that reads money."""
+    return [_ledger(services), _spend(services), _explain(services)]
+
+
+def _ledger(services: Services) -> HTTPRouteHandler:
+    @get("/ledger", summary="Every upstream attempt of a period, one a line", guards=readers(services))
+    async def ledger(
+        request: Asked,
+        from_: Annotated[str | None, QueryParameter(name="from")] = None,
+        to: FromQuery[str | None] = None,
+        tz: FromQuery[str] = "UTC",
+        format_: Annotated[Form, QueryParameter(name="format")] = "jsonl",
+    ) -> Stream:
+        start, end = checked(lambda: period(from_, to, tz, now=services.conductor.clock.now()))
+        await services.flush(FLUSH_SECONDS)
+        rows = services.reports.ledger(start, end, team=who(request).team)
+        first = await stored(_first(rows))
+        return Stream(render_ledger(first, rows, format_), media_type=MEDIA_TYPES[format_])
+
+    return ledger
+
+
+def _spend(services: Services) -> HTTPRouteHandler:
+    @get("/reports/spend", summary="Spend by any mix of groups", guards=readers(services))
+    async def spend(
+        request: Asked,
+        from_: Annotated[str | None, QueryParameter(name="from")] = None,
+        to: FromQuery[str | None] = None,
+        group_by: FromQuery[str] = "key",
+        tz: FromQuery[str] = "UTC",
+        format_: Annotated[Form, QueryParameter(name="format")] = "json",
+    ) -> Response[bytes]:
+        start, end = checked(lambda: period(from_, to, tz, now=services.conductor.clock.now()))
+        await services.flush(FLUSH_SECONDS)
+        groups = [group.strip() for group in group_by.split(",") if group.strip()]
+        try:
+            columns = services.reports.columns(groups)
+        except ValueError as error:
+            raise invalid("group_by", f"{error}.") from None
+        report = await stored(services.reports.spend(start, end, group_by=groups, timezone=tz, team=who(request).team))
+        return Response(render_report(report, columns, format_), media_type=MEDIA_TYPES[format_])
+
+    return spend
+
+
+def _explain(services: Services) -> HTTPRouteHandler:
+    @get(
+        "/requests/{request_id:str}",
+        summary="One request explained: candidates, attempts, every line of its cost",
+        guards=readers(services),
+    )
+    async def explain(request: Asked, request_id: FromPath[str]) -> Response[bytes]:
+        await services.flush(FLUSH_SECONDS)
+        explained = found(await stored(services.reports.explain(request_id, team=who(request).team)), request_id)
+        return Response(ESTIMATES_AS_NUMBERS.encode(explained), media_type=MEDIA_TYPES["json"])
+
+    return explain
+
+
+async def _first(rows: AsyncIterator[Row]) -> Row | None:
+    """The first row, so that a store that is away is told as a status and not in the middle of a body."""
+    return await anext(rows, None)

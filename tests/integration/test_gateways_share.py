@@ -1,0 +1,97 @@
+"""Two gateways over one Redis and one database are one gateway to whoever counts requests or money."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from gateway.adapters.redis.allowances import RedisAllowances
+from gateway.core.money import Money
+from gateway.simulator import PROVIDERS, Simulator, running
+from gateway.simulator import Settings as Simulated
+from tests.http.house import House, chat, eventually, serving
+
+pytestmark = [pytest.mark.anyio, pytest.mark.integration]
+
+
+@pytest.fixture
+async def houses(anyio_backend: str, database_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[list[House]]:
+    """Two gateways over the same simulated providers."""
+    async with AsyncExitStack() as stack:
+        simulators = [Simulator(provider, Simulated(seed=11)) for provider in PROVIDERS]
+        addresses = await stack.enter_async_context(running(simulators))
+        found = []
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            house = serving(database_url, tmp_path / name, addresses, redis_url=redis_url)
+            found.append(await stack.enter_async_context(house))
+        for house in found:
+            await eventually(lambda house=house: shared(house).state == "ok")
+        yield found
+
+
+def shared(house: House) -> RedisAllowances:
+    allowances = house.gateway.allowances
+    assert isinstance(allowances, RedisAllowances)
+    return allowances
+
+
+async def asked_of_both(houses: list[House], key: str, times: int) -> Counter[tuple[int, str]]:
+    """The same request many times at once, half of them at each gateway: statuses and codes."""
+    answers = await asyncio.gather(*(houses[n % 2].ask(chat(max_tokens=64), key=key) for n in range(times)))
+    return Counter(
+        (answer.status_code, "" if answer.status_code == 200 else answer.json()["error"]["code"]) for answer in answers
+    )
+
+
+async def test_a_limit_counts_at_both(houses: list[House]) -> None:
+    """A key with five requests a minute has five, wherever they are made."""
+    key = (await houses[0].make_key(rpm=5))["key"]
+    assert await asked_of_both(houses, key, 20) == {(200, ""): 5, (429, "rate_limit_exceeded"): 15}
+    for house in houses:
+        ready = (await house.client.get("/readyz")).json()
+        assert ready["shared_state"] == {"state": "ok", "generation": 1}
+        metrics = (await house.client.get("/metrics")).text
+        assert 'gateway_shared_state{state="ok"} 1.0' in metrics
+        assert "gateway_shared_state_generation 1.0" in metrics
+
+
+async def test_a_budget_counts_at_both_and_survives_a_flush(
+    houses: list[House], database_url: str, redis_url: str
+) -> None:
+    """What both have spent is what the ledger has, before and after Redis has lost it."""
+    made = await houses[0].make_key()
+    with psycopg.connect(database_url) as db:
+        db.execute(
+            "INSERT INTO budgets (scope, period, limit_pico) VALUES (%s, 'month', %s)",
+            (f"key:{made['id']}", Money.from_usd("0.01").pico),
+        )
+    for house in houses:
+        await house.gateway.keys.refresh()
+    first = await asked_of_both(houses, made["key"], 40)
+    assert first[200, ""] > 0 and first[402, "budget_exceeded"] > 0
+    assert set(first) == {(200, ""), (402, "budget_exceeded")}
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushdb()
+    second = await asked_of_both(houses, made["key"], 10)
+    assert set(second) <= {(200, ""), (402, "budget_exceeded")}
+    assert {shared(house).generation for house in houses} == {2}
+    for house in houses:
+        assert await house.gateway.shipper.flush(10)
+        assert await eventually(lambda house=house: equal(house))
+    spent = sum(Money.from_usd(str(row["cost"])).pico for row in await houses[0].rows_of_key(made["id"]))
+    window = next(window for window in shared(houses[0]).books.windows.all() if window.scope == f"key:{made['id']}")
+    figures = (await shared(houses[1]).figures([window]))[window.key]
+    assert (figures.spent, figures.held) == (spent, 0)
+    assert spent <= Money.from_usd("0.01").pico
+
+
+async def equal(house: House) -> bool:
+    return await shared(house).differences() == {}
