@@ -41,8 +41,8 @@ PROOFS: Final = (
         needs_gateway=False,
     ),
     Proof(
-        name="budgets", claim="a budget for a hundred lets a hundred through, and who leaves leaves no hold",
-        prove=budgets.prove, unit="requests", small=150, usual=4_000, full=20_000,
+        name="budgets", claim="what fits for a hundred lets a hundred through, and who leaves leaves no hold",
+        prove=budgets.prove, unit="requests", small=150, usual=2_000, full=20_000,
     ),
     Proof(
         name="allowances", claim="no life of reserves, crashes and replays passes a budget",
