@@ -62,19 +62,19 @@ class Raced:
         return self.admitted == self.race.fits
 
 
-def body(tokens: int, *, stream: bool, limit: int = LIMIT) -> dict[str, Any]:
+def body(tokens: int, *, stream: bool, limit: int = LIMIT, **more: Any) -> dict[str, Any]:
     """Always as many bytes, so that every one of them holds the same."""
     content = f"Why? [[out={tokens:06}]]"
-    asked: dict[str, Any] = {"model": "kimi-k2-thinking", "max_tokens": limit}
+    asked: dict[str, Any] = {"model": "kimi-k2-thinking", "max_tokens": limit, **more}
     asked["messages"] = [{"role": "user", "content": content}]
     return {**asked, "stream": True, "stream_options": {"include_usage": True}} if stream else asked
 
 
-async def needed(stage: Stage, *, limit: int = LIMIT) -> int:
+async def needed(stage: Stage, *, limit: int = LIMIT, **more: Any) -> int:
     """What one of them holds, in pico-dollars, as a refusal says."""
     _, secret = await asyncio.to_thread(stage.admin.create_key, "poor", budget="0.000000000001", period="total")
     async with Client(url=stage.ours.url, secret=secret) as client:
-        answer = await client.ask(body(TOKENS, stream=False, limit=limit))
+        answer = await client.ask(body(TOKENS, stream=False, limit=limit, **more))
     found = NEEDS.search(answer.trouble)
     assert found is not None, answer.trouble
     return pico(Decimal(found[1]))
