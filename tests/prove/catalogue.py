@@ -62,7 +62,7 @@ PROOFS: Final = (
     ),
     Proof(
         name="shared", claim="whatever becomes of Redis, no strict budget is overspent",
-        prove=shared.prove, unit="losses of Redis", small=4, usual=8, full=40,
+        prove=shared.prove, unit="losses of Redis", small=3, usual=8, full=40,
     ),
     Proof(
         name="allowances", claim="no life of reserves, crashes and replays passes a budget",

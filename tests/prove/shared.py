@@ -26,7 +26,7 @@ from tests.prove.stage import Stage, staged
 from tests.prove.valkey import Kept, Valkey, posted, valkey
 
 WORKERS, WORKERS_SMALL = 4, 2
-SMALL_EVENTS: Final = 4
+SMALL_EVENTS: Final = 3
 KEYS: Final = 6
 FITS: Final = 12
 CLIENTS: Final = 24
@@ -60,8 +60,8 @@ class Event:
 EVENTS: Final = (
     Event(name="flushed", breaks=lambda _: None, seconds=0.0, mends=Valkey.flush),
     Event(name="killed", breaks=Valkey.kill, seconds=DEAD_SECONDS, mends=Valkey.start),
-    Event(name="replaced", breaks=Valkey.kill, seconds=0.0, mends=Valkey.start),
     Event(name="stopped", breaks=Valkey.stop, seconds=STOPPED_SECONDS, mends=Valkey.go_on),
+    Event(name="replaced", breaks=Valkey.kill, seconds=0.0, mends=Valkey.start),
 )
 
 
