@@ -26,6 +26,7 @@ from gateway.adapters.redis.membership import State
 from gateway.core.allowance import Demand, Exceeded, Granted, Limited, Unknowable
 from gateway.core.budget import BudgetWindow, OnOutage, Period, window_of
 from gateway.core.limits import LimitKind
+from gateway.pipeline.ports import Sighting
 from tests.contract.allowances import (
     KEY,
     TEAM,
@@ -438,6 +439,42 @@ async def test_who_leaves_is_not_waited_for(redis_url: str, database_url: str) -
         shared = PostgresSharedState(database_url)
         assert (await shared.seen("w1")).live == {"w1"}
         await shared.close()
+
+
+class SlowWords(MemorySharedState):
+    """Words that a worker lives take effect when somebody has left, once they are slow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.are_slow = False
+        self.under_way = asyncio.Event()
+        self.has_left = asyncio.Event()
+
+    async def seen(self, worker_id: str) -> Sighting:
+        if self.are_slow:
+            self.under_way.set()
+            await self.has_left.wait()
+        return await super().seen(worker_id)
+
+    async def leave(self, worker_id: str) -> None:
+        await super().leave(worker_id)
+        self.has_left.set()
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+
+async def test_a_late_word_does_not_bring_back_who_has_left(redis_url: str) -> None:
+    """A worker that leaves while it says that it lives does not live afterwards."""
+    shared, stop = SlowWords(), asyncio.Event()
+    worker = RedisAllowances(redis_url, "w1", MemoryBalances(), shared, clock=SystemClock(), prefix=PREFIX)
+    running = asyncio.create_task(worker.run(stop))
+    await eventually(lambda: worker.state is State.OK)
+    shared.are_slow = True
+    await asyncio.wait_for(shared.under_way.wait(), 10)
+    stop.set()
+    await running
+    assert shared.has_left.is_set()
+    assert shared.live == set()
 
 
 async def test_a_stopped_worker_that_goes_on_tells_its_holds_again(server: Server, database_url: str) -> None:
