@@ -540,6 +540,23 @@ async def test_whoever_waits_for_one_account_keeps_nobody_from_another():
 
 
 @on_virtual_time
+async def test_an_account_that_is_too_small_for_a_request_is_not_kept_for_it():
+    """Who waits for a larger account keeps nobody from one where it could never be served."""
+    world = world_of(account(tpm=2_000), account("moonshot", concurrency=1)).scripted(
+        evolink=answer(), moonshot=stream(ANSWER, 3.0, *answer().body)
+    )
+    large = []
+    for name in ("a", "b"):
+        large.append(world.begin(principal=somebody(name), max_tokens=5 * OUTPUT))
+        await moments()
+    small = await ask_unchecked(world, somebody("c"))
+    assert [entry.provider for entry in small.entries] == ["evolink"]
+    assert not large[0].task.done()
+    await asyncio.gather(*(run.task for run in large))
+    assert [run.reply.status for run in large] == [200, 200]
+
+
+@on_virtual_time
 async def test_models_that_share_an_account_share_its_queue():
     """A request for one model does not overtake those that wait for the same account with another one."""
     models = ("kimi-k2-thinking", "kimi-k2.6")

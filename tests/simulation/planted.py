@@ -170,7 +170,7 @@ RARE: Final = {
     "ends wake nobody": 60,
     "retry costs nothing more": 270,
 }
-"""What shows itself in few seeds is looked for from shortly before the first that did: a test has no time for more."""
+"""What shows itself in few seeds is looked for from shortly before the first that did: tests do not wait for it."""
 PLANTS_OF_ALLOWANCES: Final = tuple(
     Plant(name=name, where=where, old=old, new=new, first=LIMITS_FROM + RARE.get(name, 0))
     for name, where, old, new in (
