@@ -110,14 +110,15 @@ async def _prove(stage: Stage, server: Valkey, database_url: str, size: int, gro
         group.create_task(_kill(load, max(1, size // REQUESTS_PER_KILL)))
         group.create_task(_stall(load, server, max(1, size // REQUESTS_PER_STALL)))
     stayed = [asked.answer for asked in load.asked if asked.answer is not None and asked.answer.complete]
-    ledger = await races.settled(stage, key_ids={key_id}, expected=len(stayed))
+    await races.settled(stage, key_ids={key_id}, expected=len(stayed))
     kept, differences = await _afterwards(load, server, database_url)
-    ledger = await races.settled(stage, key_ids={key_id}, expected=len(ledger))
+    ledger, without_row = await _ledger(stage, key_id)
     spent = sum(pico(Decimal(row["cost"])) for row in ledger)
     async with Client(url=stage.ours.url, secret=secret) as client:
         is_free, is_exact = await races.ends_even(stage, key_id, client, spent, needed, **TERMS)
     violations = [
         *differences,
+        *(f"upstream call without a ledger row: {identity}" for identity in without_row),
         *(f"after the leases there are {what}" for what in kept.left_over),
         *([] if is_free else ["a hold is left: what is not spent cannot be held"]),
         *([] if is_exact else ["a budget admits a pico-dollar more than is left of it"]),
@@ -163,6 +164,14 @@ async def _all_serve(stage: Stage) -> None:
 
 
 # --- afterwards ------------------------------------------------------------------------------------------------------
+
+
+async def _ledger(stage: Stage, key_id: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of the key, what is recovered after the killed included; and calls that have none."""
+    calls = await asyncio.to_thread(stage.simulators.calls, stage.mark)
+    called = frozenset(str(call["attempt_id"]) for call in calls)
+    rows = await asyncio.to_thread(stage.admin.settled_ledger, since=stage.since, expected=called)
+    return [row for row in rows if row["key_id"] == key_id], sorted(called - {row["attempt_id"] for row in rows})
 
 
 async def _afterwards(load: _Load, server: Valkey, database_url: str) -> tuple[Kept, list[str]]:
