@@ -140,6 +140,8 @@ async def reserve(
                 case Granted():
                     waiting.is_served = True
                     return _reservation(verdict, now, admitted), now.candidates[verdict.account or 0]
+                case AccountsFull() if not now.wants:
+                    raise RefusedError(_too_large(now))
                 case AccountsFull():
                     await waiting.turn(now, verdict)
                     now = asking()
@@ -273,6 +275,16 @@ def _unknowable(budget: Budget) -> Refusal:
         message=f"What the {budget.name} has spent of its budget is not known just now, so nothing is bought. "
         "Try again shortly.",
         retry_after=2,
+    )
+
+
+def _too_large(now: Asking) -> Refusal:
+    """No waiting would help."""
+    return Refusal(
+        code=RefusalCode.NO_PROVIDER_AVAILABLE,
+        message=f"This request may use {now.demand.tokens:,} tokens, input and output limit together, and no provider "
+        "account takes so many in a minute. Lower max_tokens or shorten the messages.",
+        retry_after=60,
     )
 
 

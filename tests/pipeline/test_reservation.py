@@ -557,6 +557,19 @@ async def test_an_account_that_is_too_small_for_a_request_is_not_kept_for_it():
 
 
 @on_virtual_time
+async def test_a_request_that_no_account_could_ever_serve_is_told_so_at_once():
+    """Nothing is waited for that cannot come."""
+    world = world_of(account(tpm=2_000), account("moonshot", tpm=1_000)).scripted(evolink=answer(), moonshot=answer())
+    began = world.clock.monotonic()
+    run = world.begin(principal=somebody("a"), max_tokens=5 * OUTPUT)
+    await run.task
+    assert (run.reply.status, run.reply.error["code"]) == (503, "no_provider_available")
+    assert "no provider account takes so many in a minute" in run.reply.error["message"]
+    assert world.clock.monotonic() == began
+    assert run.entries == []
+
+
+@on_virtual_time
 async def test_models_that_share_an_account_share_its_queue():
     """A request for one model does not overtake those that wait for the same account with another one."""
     models = ("kimi-k2-thinking", "kimi-k2.6")
