@@ -212,7 +212,7 @@ class AllowanceBook:
         if isinstance(account, AccountsFull):
             return account
         for limits, caller in zip(demand.limits, callers, strict=True):
-            caller.take(limits, demand.tokens, now_ms // 1000)
+            caller.take(limits, demand.tokens, now_ms)
         hold = self.holds[demand.hold_id] = Hold(demand, callers, windows, now_ms)
         hold.clamped_by = clamped_by
         _hold(hold, amount)
@@ -315,7 +315,7 @@ class AllowanceBook:
     def _use(self, hold: Hold, demand: Demand, account: int | None, now_ms: int) -> None:
         hold.account = None if account is None else demand.accounts[account]
         if hold.account is not None:
-            self._scope(hold.account.scope).take(hold.account, demand.tokens, now_ms // 1000)
+            self._scope(hold.account.scope).take(hold.account, demand.tokens, now_ms)
 
 
 def _granted(hold: Hold, demand: Demand, account: int | None, now_ms: int) -> Granted:
@@ -368,8 +368,7 @@ def _rates(scopes: Sequence[RateLimits], states: Sequence[ScopeState], now_ms: i
 
 
 def _tighter(other: RateState | None, limit: int, minute: SlidingMinute, now_ms: int) -> RateState:
-    if now_ms // 1000 > minute.latest:
-        minute.advance(now_ms)
+    minute.advance(now_ms)
     remaining = limit - minute.taken if limit > minute.taken else 0
     if other is not None and other.remaining <= remaining:
         return other

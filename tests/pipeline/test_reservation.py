@@ -308,7 +308,7 @@ async def test_requests_per_minute_are_counted_over_a_sliding_minute():
         run = await ask(world, limited(rpm=2))
         assert run.reply.headers["x-ratelimit-limit-requests"] == "2"
         assert run.reply.headers["x-ratelimit-remaining-requests"] == str(left)
-        assert run.reply.headers["x-ratelimit-reset-requests"] in ("1m1s", "1m0.5s")
+        assert run.reply.headers["x-ratelimit-reset-requests"] == "1m0s"
         assert "x-ratelimit-limit-tokens" not in run.reply.headers
     run = await ask(world, limited(rpm=2))
     assert run.reply.status == 429
@@ -330,7 +330,7 @@ async def test_tokens_per_minute_are_held_at_the_limit_and_trued_up():
     early = await ask_unchecked(world, limited(tpm=1_500))
     assert early.reply.status == 429
     assert "this request may use 1,009, input and output limit together. Wait" in early.reply.error["message"]
-    assert int(early.reply.headers["retry-after"]) == 61
+    assert int(early.reply.headers["retry-after"]) == 60
     await run.ended()
     assert run.reply.headers["x-ratelimit-remaining-tokens"] == str(1_500 - 1_009)
     later = await ask(world, limited(tpm=1_500))

@@ -1,7 +1,7 @@
 """Limits and room, audited from outside: never more than allowed in any sixty seconds, nobody refused without need.
 
 What was certainly admitted is counted against limits, what may have been against refusals; a minute ends with its
-process, and the last of it is back up to a second late, as documented.
+process, and what was taken within one second comes back with the last of it.
 """
 
 from __future__ import annotations

@@ -201,8 +201,8 @@ PLANTS_OF_ALLOWANCES: Final = tuple(
         (
             "minute too short",
             "gateway.core.limits:SlidingMinute.advance",
-            "oldest + MINUTE_SLOTS > second",
-            "oldest + MINUTE_SLOTS - 5 > second",
+            "last_ms + MINUTE_MS > now_ms",
+            "last_ms + MINUTE_MS - 5_000 > now_ms",
         ),
         (
             "windows without the dead",
