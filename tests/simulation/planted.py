@@ -272,8 +272,10 @@ PLANTS_OF_ALLOWANCES: Final = tuple(
             "a refusal takes all the same",
             "gateway.core.allowance:AllowanceBook.take",
             "if isinstance(amount, Exceeded):",
-            "if isinstance(amount, Exceeded):\n"
-            "        [caller.take(each, 0, now_ms // 1000) for each, caller in zip(demand.limits, callers)]",
+            (
+                "if isinstance(amount, Exceeded):\n"
+                "        [caller.take(each, 0, now_ms // 1000) for each, caller in zip(demand.limits, callers)]"
+            ),
         ),
         (
             "clamped in silence",
