@@ -331,9 +331,13 @@ class RedisAllowances:
     async def flushed(self) -> None:
         """Returns when everything that was told has been heard. Raises LinkLostError."""
         self._tell()
-        if self._told is not None:
-            await asyncio.wait([self._told])
-            self._told.result()
+        if self._told is None:
+            return
+        told = self._told
+        await asyncio.wait([told])
+        is_lost = isinstance(told.exception(), LinkLostError)
+        if not (is_lost and self.membership.session is not None):  # else it was told again at entering
+            told.result()
 
     # --- for those who watch ---------------------------------------------------------------------------------------
 
