@@ -77,6 +77,10 @@ class PrometheusTelemetry:
             registry=self.registry,
         )
         self._defects = Counter("gateway_defects", "Errors in the gateway's own code.", registry=self.registry)
+        self._add_alerts()
+        self._add_gauges()
+
+    def _add_alerts(self) -> None:
         self._alerts = Counter(
             "gateway_budget_alerts", "Budget alerts raised by this process.", ("share",), registry=self.registry
         )
@@ -86,6 +90,8 @@ class PrometheusTelemetry:
             ("by", "outcome"),
             registry=self.registry,
         )
+
+    def _add_gauges(self) -> None:
         self.open_exchanges = Gauge("gateway_open_exchanges", "Exchanges now open.", registry=self.registry)
         self.journal_backlog = Gauge(
             "gateway_journal_backlog_bytes", "Journal bytes not yet in PostgreSQL.", registry=self.registry
