@@ -28,6 +28,11 @@ class PrometheusTelemetry:
         self.registry = CollectorRegistry()
         self._counters: dict[tuple[Counter, tuple[str, ...]], Counter] = {}
         self._histograms: dict[tuple[Histogram, tuple[str, ...]], Histogram] = {}
+        self._count_attempts()
+        self._count_requests()
+        self._gauge_process()
+
+    def _count_attempts(self) -> None:
         route = ("provider", "account", "model")
         self._attempts = Counter(
             "gateway_attempts",
@@ -54,8 +59,13 @@ class PrometheusTelemetry:
             buckets=SECONDS_BUCKETS,
             registry=self.registry,
         )
+
+    def _count_requests(self) -> None:
         self._exchanges = Counter(
-            "gateway_exchanges", "Client requests by status.", ("model", "surface", "status"), registry=self.registry
+            "gateway_exchanges",
+            "Client requests by status, and by the code of the error where the gateway has told one.",
+            ("model", "surface", "status", "code"),
+            registry=self.registry,
         )
         self._seconds = Histogram(
             "gateway_exchange_seconds",
@@ -77,10 +87,6 @@ class PrometheusTelemetry:
             registry=self.registry,
         )
         self._defects = Counter("gateway_defects", "Errors in the gateway's own code.", registry=self.registry)
-        self._add_alerts()
-        self._add_gauges()
-
-    def _add_alerts(self) -> None:
         self._alerts = Counter(
             "gateway_budget_alerts", "Budget alerts raised by this process.", ("share",), registry=self.registry
         )
@@ -91,7 +97,7 @@ class PrometheusTelemetry:
             registry=self.registry,
         )
 
-    def _add_gauges(self) -> None:
+    def _gauge_process(self) -> None:
         self.open_exchanges = Gauge("gateway_open_exchanges", "Exchanges now open.", registry=self.registry)
         self.journal_backlog = Gauge(
             "gateway_journal_backlog_bytes", "Journal bytes not yet in PostgreSQL.", registry=self.registry
@@ -165,9 +171,9 @@ class PrometheusTelemetry:
         self._counter(self._sheds, reason.value).inc()
 
     def exchange_ended(
-        self, *, request_id: str, key_id: str, model: str, surface: str, status: int, seconds: float
+        self, *, request_id: str, key_id: str, model: str, surface: str, status: int, code: str, seconds: float
     ) -> None:
-        self._counter(self._exchanges, model, surface, str(status)).inc()
+        self._counter(self._exchanges, model, surface, str(status), code).inc()
         self._histogram(self._seconds, model, surface).observe(seconds)
         LOGGER.info(
             "exchange",
@@ -178,6 +184,7 @@ class PrometheusTelemetry:
                     "model": model,
                     "surface": surface,
                     "status": status,
+                    "code": code,
                     "seconds": round(seconds, 4),
                 }
             },

@@ -177,14 +177,14 @@ class Conductor:
     async def run(self, exchange: Exchange, reply: Reply, watch: Watch) -> None:
         """Attempts candidates in the plan's order until one answers; tells the client how it ended."""
         self.retry_budget = self.retry_budget.earn()
-        status = CLIENT_CLOSED
+        status, code = CLIENT_CLOSED, ""
         try:
             status = await self._attempts(exchange, reply, watch)
         except RefusedError as refused:
-            status = refused.refusal.http_status
+            status, code = refused.refusal.http_status, refused.refusal.code.value
             await refuse(reply, refused.refusal, request_id=exchange.request_id)
         except Exception as defect:  # noqa: BLE001 - told to the client as ours, and to us with its trace
-            status = 500
+            status, code = INTERNAL.http_status, INTERNAL.code.value
             self.telemetry.defect(defect, request_id=exchange.request_id)
             await refuse(reply, INTERNAL, request_id=exchange.request_id)
         finally:
@@ -195,6 +195,7 @@ class Conductor:
                 model=exchange.admitted.model.name,
                 surface=exchange.admitted.request.surface.value,
                 status=status,
+                code=code,
                 seconds=self.clock.monotonic() - exchange.started,
             )
 

@@ -240,8 +240,10 @@ class Telemetry(Protocol):
         ...
 
     def exchange_ended(
-        self, *, request_id: str, key_id: str, model: str, surface: str, status: int, seconds: float
-    ) -> None: ...
+        self, *, request_id: str, key_id: str, model: str, surface: str, status: int, code: str, seconds: float
+    ) -> None:
+        """``code`` is the error's that the gateway has told the client, empty where it told none."""
+        ...
 
 
 class AlertTeller(Protocol):

@@ -280,7 +280,7 @@ class RecordingTelemetry:
         raise AssertionError("only the face turns anybody away")
 
     def exchange_ended(
-        self, *, request_id: str, key_id: str, model: str, surface: str, status: int, seconds: float
+        self, *, request_id: str, key_id: str, model: str, surface: str, status: int, code: str, seconds: float
     ) -> None:
         self.statuses.append(status)
 

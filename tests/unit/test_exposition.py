@@ -17,7 +17,7 @@ def worker(*, refused: int = 0, seconds: tuple[float, ...] = (), open_: int = 0,
         telemetry.refused(request_id="r", path="/p", code="overloaded", status=503)
     for each in seconds:
         telemetry.exchange_ended(
-            request_id="r", key_id="k", model="m", surface="chat_completions", status=200, seconds=each
+            request_id="r", key_id="k", model="m", surface="chat_completions", status=200, code="", seconds=each
         )
     telemetry.open_exchanges.set(open_)
     telemetry.journal_lag.set(lag)
@@ -35,7 +35,7 @@ def figures(totals: Totals) -> dict[str, float]:
 
 
 REFUSALS = 'gateway_refusals_total{code="overloaded",path="/p",status="503"}'
-EXCHANGES = 'gateway_exchanges_total{model="m",status="200",surface="chat_completions"}'
+EXCHANGES = 'gateway_exchanges_total{code="",model="m",status="200",surface="chat_completions"}'
 
 
 def test_one_worker_reads_as_it_would_alone():
