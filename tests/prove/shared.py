@@ -214,9 +214,16 @@ async def _happens(load: _Load, server: Valkey, event: Event, violations: list[s
     await asyncio.sleep(event.seconds)
     moment = time.monotonic()
     await asyncio.to_thread(event.mends, server)
-    if not await load.until(lambda: load.well_since(moment) is not None):
+    seconds = PATIENCE_SECONDS
+
+    def is_back() -> bool:
+        nonlocal seconds
+        found = load.well_since(moment)
+        seconds = seconds if found is None else found
+        return found is not None
+
+    if not await load.until(is_back):
         violations.append(f"{event.name}: no service {PATIENCE_SECONDS:g} s after it")
-    seconds = load.well_since(moment) or PATIENCE_SECONDS
     if not await load.until(lambda: all(load.had(key_id) >= FITS for key_id in batch)):
         left = {key_id: FITS - load.had(key_id) for key_id in batch if load.had(key_id) < FITS}
         violations.append(f"{event.name}: budgets admit less than they bear afterwards: {left}")
