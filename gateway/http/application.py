@@ -48,7 +48,7 @@ def _arrival(services: Services) -> Callable[[Request[Any, Any, Any]], Awaitable
 
     async def before_request(request: Request[Any, Any, Any]) -> Response[None] | None:
         request.state.request_id = services.conductor.ids.request_id()
-        await check_request(request)
+        await check_request(request, seconds_max=services.body_seconds_max)
         return _options(request) if request.method == "OPTIONS" else None
 
     return before_request

@@ -126,7 +126,7 @@ _HEADERS: Final = (
     ("x-gateway-tags", "Report tags: k=v, separated by commas."),
 )
 _INFERENCE_ERRORS: Final = (400, 401, 402, 403, 404, 405, 408, 413, 415, 422, 429, 431, 500, 502, 503)
-_ADMIN_ERRORS: Final = (400, 401, 403, 404, 405, 413, 431, 500, 503)
+_ADMIN_ERRORS: Final = (400, 401, 403, 404, 405, 408, 413, 431, 500, 503)
 _LISTING_ERRORS: Final = (400, 401, 404, 405, 431, 500, 503)
 _BARE_ERRORS: Final = (400, 405, 431, 500, 503)
 

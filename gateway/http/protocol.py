@@ -1,5 +1,4 @@
-"""The HTTP protocol with bounds: a request is whole within a time and a size, means one thing only, or its connection
-ends.
+"""The HTTP protocol with bounds: a request means one thing and is whole within a time and a size, or it is refused.
 
 uvicorn's own waits for ever for a request that does not end and keeps all of its head. The parser is strict about what
 frames a body; what it lets pass and a proxy in front might read otherwise is refused here.
@@ -72,7 +71,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._end_wait()
-        self._fault = _fault(self.parser.get_http_version(), self.headers)
+        self._fault = _fault(self.parser.get_http_version(), self.headers, upgrades=self.parser.should_upgrade())
         if self._fault is not None:
             raise _FaultError
         super().on_headers_complete()
@@ -106,6 +105,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         elif self._timer is None:
             self._await(self.head_seconds_max)
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Every client may ask for another protocol; that it does not get it is nothing to warn of."""
+
     def send_400_response(self, msg: str) -> None:
         self._refuse(HTTPStatus.BAD_REQUEST, "invalid_request_error", self._fault or msg)
 
@@ -135,7 +137,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
-def _fault(version: str, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
+def _fault(version: str, headers: Sequence[tuple[bytes, bytes]], *, upgrades: bool) -> str | None:
     """What is wrong with a head that the parser takes."""
     if version not in _VERSIONS:
         return "This is HTTP/1.1."
@@ -147,6 +149,8 @@ def _fault(version: str, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
     codings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
     if codings and (codings != [b"chunked"] or version == "1.0"):
         return "The only transfer coding is chunked, in HTTP/1.1."
+    if upgrades and (codings or any(name == b"content-length" and value.strip(b"0") for name, value in headers)):
+        return "There is no other protocol to upgrade to; send the request without the Upgrade header."
     return None
 
 
