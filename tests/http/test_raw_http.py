@@ -184,6 +184,30 @@ async def test_a_trailer_is_no_header(house: House, connect: Connect):
     assert status_of(await wire.read_all()) == 200
 
 
+@pytest.mark.parametrize(
+    "token",
+    [
+        b"\xff\xfe",
+        "\u043a\u043b\u044e\u0447".encode(),
+        b"k" * 3000,
+        b"",
+        b"\t",
+        b"kgw_\xe4",
+        ADMIN_TOKEN.encode() + b"\xe4",
+    ],
+)
+async def test_whatever_is_sent_as_a_token(house: House, connect: Connect, token: bytes):
+    """Bytes that are no text are no token, and no defect."""
+    wire = await connect(house.url)
+    await wire.send(
+        b"GET /admin/keys HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\nauthorization: Bearer "
+        + token
+        + b"\r\n\r\n"
+    )
+    came = await wire.read_all()
+    assert (status_of(came), answers_in(came)) == (401, 1)
+
+
 # -- which path it is --------------------------------------------------------------------------------------------------
 
 TARGETS = {
