@@ -55,7 +55,7 @@ def public_routes(services: Services) -> list[HTTPRouteHandler]:
 
     @get("/metrics", summary="Prometheus metrics", tags=["operations"])
     async def metrics() -> Response[bytes]:
-        return Response(await services.metrics(), media_type=services.metrics_type)
+        return Response(await services.metrics(), headers={"content-type": services.metrics_type})
 
     return [models, model, healthz, readyz, metrics]
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from litestar import Litestar, Request
+from litestar import Litestar, MediaType, Request, Response
 from litestar.openapi import OpenAPIConfig
 from litestar.types import ControllerRouterHandler
 
@@ -43,11 +43,18 @@ def create_application(
     )
 
 
-def _arrival(services: Services) -> Callable[[Request[Any, Any, Any]], Awaitable[None]]:
+def _arrival(services: Services) -> Callable[[Request[Any, Any, Any]], Awaitable[Response[None] | None]]:
     """Gives every request of the slower routes an id, for its answer and the log, and looks at what it is made of."""
 
-    async def before_request(request: Request[Any, Any, Any]) -> None:
+    async def before_request(request: Request[Any, Any, Any]) -> Response[None] | None:
         request.state.request_id = services.conductor.ids.request_id()
-        await check_request(request)
+        await check_request(request, seconds_max=services.body_seconds_max)
+        return _options(request) if request.method == "OPTIONS" else None
 
     return before_request
+
+
+def _options(request: Request[Any, Any, Any]) -> Response[None]:
+    """Every method of the path; the framework's own answer names those of the handler that was there first."""
+    methods = sorted(request.app.route_handler_method_map[request.scope["path_template"]])
+    return Response(None, status_code=204, headers={"allow": ", ".join(methods)}, media_type=MediaType.TEXT)

@@ -20,7 +20,7 @@ from gateway.core.fields import FieldError, parse_moment
 Form = Literal["json", "jsonl", "csv"]
 Row = dict[str, Any]
 
-MEDIA_TYPES: Final = {"json": "application/json", "jsonl": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}
+MEDIA_TYPES: Final = {"json": "application/json", "jsonl": "application/x-ndjson", "csv": "text/csv"}
 LEDGER_FIELDS: Final = (
     *("attempt_id", "request_id", "attempt", "key_id", "key_name", "team", "tags", "surface", "model", "provider"),
     *("account", "upstream_model", "served_model", "upstream_request_id", "started_at", "finished_at", "ttft_ms"),

@@ -5,6 +5,7 @@ The framework then reads the same body again; only requests that it can read get
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any, Final
 
@@ -12,13 +13,14 @@ import msgspec
 from litestar import Request
 
 from gateway.core.refusal import Refusal, RefusalCode, RefusedError
-from gateway.http.relay import read_headers
+from gateway.http.relay import late_body, read_headers
 
 _NAMED: Final = re.compile(r"(?:missing required|contains unknown) field `(.+)`")
 
 
-async def check_request(request: Request[Any, Any, Any]) -> None:
-    """Raises RefusedError for too long headers, a NUL in the address, or a body that is not what the route takes."""
+async def check_request(request: Request[Any, Any, Any], *, seconds_max: float) -> None:
+    """Raises RefusedError for too long headers, a NUL in the address, or a body that takes longer than ``seconds_max``
+    or is not what the route takes."""
     read_headers(request.scope)
     if "\0" in request.scope["path"]:
         raise RefusedError(Refusal(code=RefusalCode.NOT_FOUND, message="There is nothing here with a NUL in its name."))
@@ -27,7 +29,11 @@ async def check_request(request: Request[Any, Any, Any]) -> None:
     field = request.route_handler.parsed_data_field
     if field is None:
         return
-    body = await request.body()
+    try:
+        async with asyncio.timeout(seconds_max):
+            body = await request.body()
+    except TimeoutError:
+        raise late_body(seconds_max) from None
     if body or not field.is_optional:
         check_document(body, field.annotation)
 

@@ -11,6 +11,8 @@ from typing import Any, Final
 from litestar import Request
 from litestar.openapi.plugins import JsonRenderPlugin
 
+from gateway.http.described import ANSWERS, CHAT_EXAMPLE, with_rules
+
 Json = dict[str, Any]
 
 ERROR: Final[Json] = {"$ref": "#/components/schemas/Error"}
@@ -124,9 +126,9 @@ _HEADERS: Final = (
     ("x-gateway-tags", "Report tags: k=v, separated by commas."),
 )
 _INFERENCE_ERRORS: Final = (400, 401, 402, 403, 404, 405, 408, 413, 415, 422, 429, 431, 500, 502, 503)
-_ADMIN_ERRORS: Final = (400, 401, 403, 404, 405, 413, 431, 500, 503)
+_ADMIN_ERRORS: Final = (400, 401, 403, 404, 405, 408, 413, 431, 500, 503)
 _LISTING_ERRORS: Final = (400, 401, 404, 405, 431, 500, 503)
-_BARE_ERRORS: Final = (400, 405, 431, 500)
+_BARE_ERRORS: Final = (400, 405, 431, 500, 503)
 
 
 class WholePage(JsonRenderPlugin):
@@ -140,7 +142,8 @@ def whole(page: Json) -> Json:
     """The page with the inference routes, the errors as they are sent, and how to authenticate."""
     paths = {path: _with_errors(path, item) for path, item in page["paths"].items()}
     components = page.get("components", {})
-    schemas = {**components.get("schemas", {}), "Error": _ERROR_SCHEMA, "ChatMessage": _MESSAGE}
+    bodies = {name: with_rules(name, schema) for name, schema in components.get("schemas", {}).items()}
+    schemas = {**bodies, "Error": _ERROR_SCHEMA, "ChatMessage": _MESSAGE}
     header = {"type": "apiKey", "in": "header", "name": "x-api-key"}
     schemes = {"bearer": {"type": "http", "scheme": "bearer"}, "header": header}
     return {
@@ -152,18 +155,26 @@ def whole(page: Json) -> Json:
 
 
 def _with_errors(path: str, item: Json) -> Json:
-    """The operations of a path with every error that they may answer, in the envelope that they answer it in."""
+    """The operations of a path with every error that they may answer, in the envelope that they answer it in, and with
+    the answers that the framework cannot see into."""
     sent = {"/admin": _ADMIN_ERRORS, "/v1": _LISTING_ERRORS}
     errors = _errors(next((sent[start] for start in sent if path.startswith(start)), _BARE_ERRORS))
     return {
-        method: {**operation, "responses": {**operation["responses"], **errors}}
+        method: {**operation, "responses": _described(path, {**operation["responses"], **errors})}
         for method, operation in item.items()
         if "responses" in operation
     }
 
 
+def _described(path: str, responses: Json) -> Json:
+    return {
+        status: {**response, "content": ANSWERS[path, status]} if (path, status) in ANSWERS else response
+        for status, response in responses.items()
+    }
+
+
 def _inference_paths() -> Json:
-    streamed = {"text/event-stream": {"schema": {**_TEXT, "description": "Chunks as they come, then [DONE]."}}}
+    streamed = {"text/event-stream": {"schema": {"description": "Chunks as they come, then [DONE]."}}}
     chat = _operation("Answer a conversation", "createChatCompletion", _CHAT_ANSWER)
     chat["responses"]["200"]["content"] |= streamed
     plan = _operation("The plan for the same body; nothing is called, held or counted", "planChatCompletion", _PLAN)
@@ -180,7 +191,10 @@ def _operation(summary: str, name: str, answer: Json) -> Json:
         "summary": summary,
         "operationId": name,
         "parameters": headers,
-        "requestBody": {"required": True, "content": {"application/json": {"schema": _CHAT_REQUEST}}},
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": _CHAT_REQUEST, "example": CHAT_EXAMPLE}},
+        },
         "responses": {
             "200": {"description": "Done", "content": {"application/json": {"schema": answer}}},
             **_errors(_INFERENCE_ERRORS),

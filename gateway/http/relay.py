@@ -78,13 +78,18 @@ async def read_body(receive: Receive, headers: Mapping[str, str], *, seconds_max
         async with asyncio.timeout(seconds_max):
             return await _collect(receive)
     except TimeoutError:
-        raise RefusedError(
-            Refusal(
-                code=RefusalCode.INVALID_REQUEST,
-                status=408,
-                message=f"The request's body did not arrive within {seconds_max:g} s.",
-            )
-        ) from None
+        raise late_body(seconds_max) from None
+
+
+def late_body(seconds_max: float) -> RefusedError:
+    """The refusal of a body that took longer."""
+    return RefusedError(
+        Refusal(
+            code=RefusalCode.INVALID_REQUEST,
+            status=408,
+            message=f"The request's body did not arrive within {seconds_max:g} s.",
+        )
+    )
 
 
 async def _collect(receive: Receive) -> bytes:

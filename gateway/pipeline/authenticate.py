@@ -45,9 +45,12 @@ async def authenticate(headers: Mapping[str, str], keys: ApiKeys) -> Principal:
 
 
 async def authenticate_administrator(headers: Mapping[str, str], keys: ApiKeys, admin_token: str) -> Principal:
-    """The bootstrap administrator by token, or the holder of a key. Raises RefusedError."""
+    """The bootstrap administrator by token, or the holder of a key. Raises RefusedError.
+
+    Bytes are compared, as they were sent: HTTP reads them as Latin-1, whatever the token's characters are.
+    """
     secret = presented_secret(headers)
-    if secret and hmac.compare_digest(secret.encode(), admin_token.encode()):
+    if secret and hmac.compare_digest(secret.encode("latin-1", "replace"), admin_token.encode()):
         return BOOTSTRAP_ADMINISTRATOR
     return await authenticate(headers, keys)
 

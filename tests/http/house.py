@@ -157,6 +157,8 @@ async def serving(
     edits: Mapping[str, Edit] | None = None,
     *,
     redis_url: str | None = None,
+    credentials: Mapping[str, str] = CREDENTIALS,
+    **more_settings: Any,
 ) -> AsyncIterator[House]:
     """A gateway over upstreams that listen at these addresses."""
     settings = Settings(
@@ -165,8 +167,9 @@ async def serving(
         admin_token=SecretStr(ADMIN_TOKEN),
         port=0,
         redis_url=None if redis_url is None else SecretStr(redis_url),
+        **more_settings,
     )
-    gateway = Gateway(settings, database_url, environ=CREDENTIALS)
+    gateway = Gateway(settings, database_url, environ=credentials)
     server = GatewayServer(gateway.uvicorn_config(), gateway)
     task = asyncio.create_task(server.serve())
     try:

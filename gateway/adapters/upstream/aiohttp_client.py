@@ -1,6 +1,7 @@
 """The hot path's HTTP client: one call is one request; no redirect is followed, nothing is retried, no cookie is kept.
 
-Nothing was sent when no connection came about; anything after that may have reached the provider and is BROKEN.
+Nothing was sent when no connection came about; anything after that may have reached the provider and is BROKEN. A
+provider that quotes the credential it was sent is not quoted any further.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ KEEPALIVE_SECONDS: Final = 30
 LINGER_SECONDS: Final = 1.0
 """How long a finished stream's connection may take to show its proper end before it is closed instead of reused."""
 READ_BUFFER_BYTES: Final = 2**16
+SECRET_BYTES_MIN: Final = 8
+"""A credential shorter than this is none, and may be a part of any text."""
 
 
 class AiohttpUpstreams:
@@ -48,7 +51,7 @@ class AiohttpUpstreams:
             raise UpstreamFailedError(_failure(FailureClass.UNREACHABLE, call.provider, error)) from None
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamFailedError(_failure(FailureClass.BROKEN, call.provider, error)) from None
-        return AiohttpAnswer(call.provider, response)
+        return AiohttpAnswer(call.provider, response, secret)
 
     async def close(self) -> None:
         """Closes every connection."""
@@ -71,19 +74,36 @@ class AiohttpUpstreams:
 class AiohttpAnswer:
     """Implements the UpstreamAnswer port over one aiohttp response."""
 
-    __slots__ = ("_provider", "_response", "headers", "status")
+    __slots__ = ("_held", "_provider", "_response", "_secret", "headers", "status")
 
-    def __init__(self, provider: str, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, provider: str, response: aiohttp.ClientResponse, secret: SecretStr | None) -> None:
         self._provider = provider
         self._response = response
+        self._secret = b"" if secret is None else secret.get_secret_value().encode()
+        self._held = b""
         self.status: int = response.status
         self.headers: Mapping[str, str] = {name.lower(): value for name, value in response.headers.items()}
 
     async def read(self) -> bytes:
-        try:
-            return await self._response.content.readany()
-        except (aiohttp.ClientError, OSError) as error:
-            raise UpstreamFailedError(_failure(FailureClass.BROKEN, self._provider, error)) from None
+        while True:
+            try:
+                chunk = await self._response.content.readany()
+            except (aiohttp.ClientError, OSError) as error:
+                raise UpstreamFailedError(_failure(FailureClass.BROKEN, self._provider, error)) from None
+            if len(self._secret) < SECRET_BYTES_MIN:
+                return chunk
+            if self.status == 200:
+                return chunk.replace(self._secret, b"*" * len(self._secret))
+            ready = self._concealed(chunk)
+            if ready or not chunk:
+                return ready
+
+    def _concealed(self, chunk: bytes) -> bytes:
+        """An error's bytes without the credential, wherever they were cut: what may be its beginning waits for more."""
+        data = (self._held + chunk).replace(self._secret, b"*" * len(self._secret))
+        ready = max(0, len(data) - len(self._secret) + 1) if chunk else len(data)
+        self._held = data[ready:]
+        return data[:ready]
 
     def release(self, *, reusable: bool) -> None:
         response = self._response
