@@ -67,7 +67,7 @@ async def receiving(*answers: Answer) -> AsyncIterator[Receiver]:
     receiver = Receiver(answers=list(answers))
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", receiver.handle)
-    runner = web.AppRunner(application, shutdown_timeout=1.0)
+    runner = web.AppRunner(application, shutdown_timeout=1.0, access_log=None)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)

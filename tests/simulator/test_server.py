@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -155,15 +157,23 @@ def test_a_port_in_use_is_an_error_that_leaves_nothing_behind():
     asyncio.run(main())
 
 
+def three_in_a_row() -> int:
+    """The first of three ports that nobody has, below those that the system hands out."""
+    for base in range(20_000 + os.getpid() % 10_000, 32_000, 3):
+        with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
+            for step in range(3):
+                probes.enter_context(socket.socket()).bind(("127.0.0.1", base + step))
+            return base
+    raise AssertionError("no three ports in a row are free")
+
+
 def test_serve_runs_until_it_is_told_to_stop():
     """The blocking form listens on three ports in a row and ends with SIGTERM in good order."""
     code = (
         "import sys; from gateway.simulator import serve; "
         "serve(int(sys.argv[1]), seed=3, chunk_ms=1, on_ready=lambda addresses: print(*addresses, flush=True))"
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        base = min(probe.getsockname()[1], 65_000)
+    base = three_in_a_row()
     process = subprocess.Popen([sys.executable, "-c", code, str(base)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     async def providers() -> list[str]:
