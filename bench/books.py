@@ -96,9 +96,9 @@ class Admin:
         answer = self._request("POST", "/admin/keys", json={"name": name, **fields}).json()
         return str(answer["id"]), str(answer["key"])
 
-    def set_budget(self, key_id: str, limit: str, *, period: str) -> None:
+    def set_budget(self, key_id: str, limit: str, *, period: str, **fields: object) -> None:
         """In USD; it is in force when this returns."""
-        self._request("PUT", "/admin/budgets", json={"key": key_id, "period": period, "limit": limit})
+        self._request("PUT", "/admin/budgets", json={"key": key_id, "period": period, "limit": limit, **fields})
 
     def ledger(self, *, since: datetime) -> list[dict[str, Any]]:
         query = {**_days(since), "format": "jsonl"}

@@ -29,6 +29,7 @@ CREDENTIALS: Final = {
 }
 CONFIG: Final = Path(__file__).parent.parent / "config"
 
+_WORKERS_READY: Final = re.compile(r"^gateway_workers_ready (\S+)$", re.MULTILINE)
 _LIMIT_LINE: Final = re.compile(r"^[ \t]*(rpm|tpm|tpd|concurrency)[ \t]*=.*$", re.MULTILINE)
 
 
@@ -155,8 +156,15 @@ class Gateway:
 
     def _ready(self) -> bool:
         with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"{self.url}/readyz", timeout=2, trust_env=False).status_code == 200
+            if httpx.get(f"{self.url}/readyz", timeout=2, trust_env=False).status_code == 200:
+                return self.workers == 1 or self.workers_ready() == self.workers
         return False
+
+    def workers_ready(self) -> int:
+        """How many of several workers serve. Raises httpx.HTTPError."""
+        text = httpx.get(f"{self.url}/metrics", timeout=5, trust_env=False).text
+        found = _WORKERS_READY.search(text)
+        return 0 if found is None else int(float(found[1]))
 
     def _database_pids(self) -> Iterable[int]:
         """The database server detaches itself; its pid is where PostgreSQL writes it."""

@@ -271,7 +271,7 @@ class Gateway:
     async def _reload_told(self) -> None:
         try:
             await self.reload_all(SIGNAL)
-        except BadConfigurationError as error:
+        except (BadConfigurationError, RefusedError) as error:
             LOGGER.error("configuration not reloaded; the running one stays in force: %s", error)  # noqa: TRY400
 
     async def readiness(self) -> Readiness:

@@ -50,6 +50,7 @@ from gateway.settings import (
 )
 
 CONNECT_SECONDS_MAX: Final = 5
+REDIS_VERSION_MIN: Final = 7
 STATEMENT_SECONDS_MAX: Final = 10
 ONLINE_SECONDS_MAX: Final = 15.0
 ONLINE_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -350,9 +351,16 @@ def check_redis(found: Examination, settings: Settings) -> None:
             socket_connect_timeout=CONNECT_SECONDS_MAX,
         )
         with client:
-            client.ping()
+            told = client.info()
     except (redis.RedisError, OSError, ValueError) as error:
         found.fail("redis", f"Redis does not answer: {type(error).__name__}.", mend)
+        return
+    version, policy = str(told.get("redis_version", "")), str(told.get("maxmemory_policy", ""))
+    if version.partition(".")[0].isdigit() and int(version.partition(".")[0]) < REDIS_VERSION_MIN:
+        found.fail("redis", f"Redis {version} is too old.", f"Run Redis {REDIS_VERSION_MIN} or later, or Valkey.")
+    elif told.get("maxmemory") and policy != "noeviction":
+        mend = "Set maxmemory-policy to noeviction, or give the gateway a Redis of its own."
+        found.warn("redis", f"Redis may throw away what is held of budgets when it is full ({policy}).", mend)
     else:
         found.ok("redis", "Redis answers.")
 

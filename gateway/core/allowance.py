@@ -32,8 +32,7 @@ class BudgetClaim(NamedTuple):
     window: BudgetWindow
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
+class Demand(msgspec.Struct, frozen=True, kw_only=True):
     """What a request asks for. ``tokens`` is its input estimate plus its output limit; ``amount`` what it may cost at
     the most; ``amount_min`` the least that is still worth having, where a budget may shorten the answer;
     ``accounts`` the provider accounts that may serve it, best first, of which the first with room is taken."""
@@ -213,7 +212,7 @@ class AllowanceBook:
         if isinstance(account, AccountsFull):
             return account
         for limits, caller in zip(demand.limits, callers, strict=True):
-            caller.take(limits, demand.tokens, now_ms // 1000)
+            caller.take(limits, demand.tokens, now_ms)
         hold = self.holds[demand.hold_id] = Hold(demand, callers, windows, now_ms)
         hold.clamped_by = clamped_by
         _hold(hold, amount)
@@ -316,7 +315,7 @@ class AllowanceBook:
     def _use(self, hold: Hold, demand: Demand, account: int | None, now_ms: int) -> None:
         hold.account = None if account is None else demand.accounts[account]
         if hold.account is not None:
-            self._scope(hold.account.scope).take(hold.account, demand.tokens, now_ms // 1000)
+            self._scope(hold.account.scope).take(hold.account, demand.tokens, now_ms)
 
 
 def _granted(hold: Hold, demand: Demand, account: int | None, now_ms: int) -> Granted:

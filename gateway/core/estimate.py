@@ -88,7 +88,9 @@ def input_tokens_max(input_bytes: int) -> int:
 def output_limit_affordable(
     price: Price, amount: Money, *, input_tokens: int, n: int = 1, cache_ttl: str = DEFAULT_CACHE_TTL
 ) -> int:
-    """The largest output limit whose largest cost is within the amount; 0 or less where the input alone is not."""
+    """The largest output limit whose largest cost is within the amount; less than 0 where the input alone is not."""
     fixed = largest_cost(price, input_tokens=input_tokens, output_limit=0, cache_ttl=cache_ttl)
     left, each = amount.pico - fixed.pico, price.output.pico_per_token * n
+    if left < 0:
+        return -1
     return left // each if each else OUTPUT_LIMIT_MAX

@@ -1,7 +1,8 @@
-"""Limits over a sliding minute, in whole seconds: at most the limit in any sixty seconds, all of it at once if wanted.
+"""Limits over a sliding minute: at most the limit in any sixty seconds, all of it at once if wanted.
 
-What was taken in one second is given back when that whole second is more than a minute old, so that a minute never
-holds more than its limit; the price is that the last allowance comes back up to a second late. Source: INTERFACE §3.
+What was taken within one second of the clock is given back together, when the last of it is a minute old: a minute
+never holds more than its limit, whoever takes once waits a minute and no longer, and the books stay short. Source:
+INTERFACE §3.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ import msgspec
 
 from gateway.core.catalogue import Account
 
-MINUTE_SLOTS: Final = 61
-"""Seconds after which what was taken in one whole second is more than a minute old, whenever in it that was."""
+MINUTE_MS: Final = 60_000
 FULL_RETRY_MS: Final = 1_000
 """When to ask again for one of several requests at once: nobody knows when the others end."""
 
@@ -79,59 +79,62 @@ NO_RATES: Final = RateStates()
 
 
 class SlidingMinute:
-    """How much was taken in the last minute, second by second. The caller's clock never runs backwards in here: an
-    earlier moment counts as the latest one seen."""
+    """How much was taken in the last minute, second by second. Its user's clock does not run backwards."""
 
-    __slots__ = ("_slots", "latest", "taken")
+    __slots__ = ("_due", "_slots", "taken")
 
     def __init__(self) -> None:
-        self._slots: dict[int, int] = {}  # second → taken in it, oldest first
-        self.latest = 0
+        self._slots: dict[int, list[int]] = {}  # second → taken in it, and its last moment; oldest first
+        self._due = 0  # before this moment nothing is given back
         self.taken = 0
 
-    def advance(self, now_ms: int) -> int:
-        """Gives back what is more than a minute old; returns the second it is."""
-        second = now_ms // 1000
-        if second <= self.latest:
-            return self.latest
-        self.latest = second
+    def advance(self, now_ms: int) -> None:
+        """Gives back what is a minute old."""
+        if now_ms < self._due:
+            return
         slots = self._slots
         while slots:
             oldest = next(iter(slots))
-            if oldest + MINUTE_SLOTS > second:
-                break
-            self.taken -= slots.pop(oldest)
-        return second
+            amount, last_ms = slots[oldest]
+            if last_ms + MINUTE_MS > now_ms:
+                self._due = last_ms + MINUTE_MS
+                return
+            del slots[oldest]
+            self.taken -= amount
 
-    def take(self, amount: int, second: int) -> None:
-        """Counts ``amount`` in the second that ``advance`` returned."""
-        slots = self._slots
-        slots[second] = slots[second] + amount if second in slots else amount
+    def take(self, amount: int, now_ms: int) -> None:
+        """Counts ``amount`` at this moment."""
+        slot = self._slots.get(now_ms // 1000)
+        if slot is None:
+            self._slots[now_ms // 1000] = [amount, now_ms]
+        else:
+            slot[0] += amount
+            slot[1] = now_ms
         self.taken += amount
 
     def correct(self, second: int, difference: int) -> None:
         """What was taken in that second was really so much more, or less; too late after a minute."""
-        before = self._slots.get(second)
-        if before is None:
+        slot = self._slots.get(second)
+        if slot is None:
             return
-        difference = max(difference, -before)
-        self._slots[second] = before + difference
+        difference = max(difference, -slot[0])
+        slot[0] += difference
         self.taken += difference
 
     def wait_ms(self, needed: int, limit: int, now_ms: int) -> int:
         """How long until ``needed`` fits under ``limit`` if nobody takes more; the whole minute for what never fits."""
         excess = self.taken + needed - limit
-        for second, amount in self._slots.items():
+        for amount, last_ms in self._slots.values():
             excess -= amount
             if excess <= 0:
-                return max(1, (second + MINUTE_SLOTS) * 1000 - now_ms)
-        return MINUTE_SLOTS * 1000
+                return max(1, last_ms + MINUTE_MS - now_ms)
+        return MINUTE_MS
 
     def reset_ms(self, now_ms: int) -> int:
         """How long until all of it has been given back."""
-        for newest in reversed(self._slots):
-            if self._slots[newest]:
-                return max(0, (newest + MINUTE_SLOTS) * 1000 - now_ms)
+        for amount, last_ms in reversed(self._slots.values()):
+            if amount:
+                return max(0, last_ms + MINUTE_MS - now_ms)
         return 0
 
     @property
@@ -152,13 +155,11 @@ class ScopeState:
     def lacks(self, limits: RateLimits, tokens: int, now_ms: int) -> LimitKind | None:
         """What these limits have no room for; None = they have."""
         if limits.rpm is not None:
-            if now_ms // 1000 > self.requests.latest:
-                self.requests.advance(now_ms)
+            self.requests.advance(now_ms)
             if self.requests.taken + 1 > limits.rpm:
                 return LimitKind.REQUESTS
         if limits.tpm is not None:
-            if now_ms // 1000 > self.tokens.latest:
-                self.tokens.advance(now_ms)
+            self.tokens.advance(now_ms)
             if self.tokens.taken + tokens > limits.tpm:
                 return LimitKind.TOKENS
         if limits.concurrency is not None and self.running >= limits.concurrency:
@@ -175,12 +176,12 @@ class ScopeState:
             return self.tokens.wait_ms(tokens, limits.tpm, now_ms)
         return FULL_RETRY_MS
 
-    def take(self, limits: RateLimits, tokens: int, second: int) -> None:
+    def take(self, limits: RateLimits, tokens: int, now_ms: int) -> None:
         """One request more, of which ``lacks`` has just said that there is room; counted for as much as is limited."""
         if limits.rpm is not None:
-            self.requests.take(1, second)
+            self.requests.take(1, now_ms)
         if limits.tpm is not None:
-            self.tokens.take(tokens, second)
+            self.tokens.take(tokens, now_ms)
         if limits.concurrency is not None:
             self.running += 1
 

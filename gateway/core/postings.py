@@ -7,9 +7,10 @@ worker tells its own part as it stands.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import Final
+
+import msgspec
 
 from gateway.core.allowance import NOTHING_POSTED, Balance, BudgetClaim, Demand, Posting, Unknowable
 from gateway.core.budget import BudgetMode, BudgetWindow, OnOutage
@@ -127,4 +128,4 @@ def without(demand: Demand, unknown: Iterable[BudgetClaim]) -> Demand | Unknowab
     for budget, _ in left_out:
         if budget.mode is not BudgetMode.SOFT and budget.on_outage is OnOutage.REFUSE:
             return Unknowable(budget=budget)
-    return replace(demand, budgets=tuple(claim for claim in demand.budgets if claim not in left_out))
+    return msgspec.structs.replace(demand, budgets=tuple(claim for claim in demand.budgets if claim not in left_out))

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Final, assert_never
+
+import msgspec
 
 from gateway.core.allowance import (
     AccountsFull,
@@ -138,6 +140,8 @@ async def reserve(
                 case Granted():
                     waiting.is_served = True
                     return _reservation(verdict, now, admitted), now.candidates[verdict.account or 0]
+                case AccountsFull() if not now.wants:
+                    raise RefusedError(_too_large(now))
                 case AccountsFull():
                     await waiting.turn(now, verdict)
                     now = asking()
@@ -162,7 +166,7 @@ def _behind_others(now: Asking, turns: Turns) -> Asking:
         return now
     accounts = tuple(demand.accounts[place] for place in free) or (_NO_ROOM,)
     candidates = tuple(now.candidates[place] for place in free)
-    return Asking(demand=replace(demand, accounts=accounts), candidates=candidates, wants=now.wants)
+    return Asking(demand=msgspec.structs.replace(demand, accounts=accounts), candidates=candidates, wants=now.wants)
 
 
 class _Waiting:
@@ -271,6 +275,16 @@ def _unknowable(budget: Budget) -> Refusal:
         message=f"What the {budget.name} has spent of its budget is not known just now, so nothing is bought. "
         "Try again shortly.",
         retry_after=2,
+    )
+
+
+def _too_large(now: Asking) -> Refusal:
+    """No waiting would help."""
+    return Refusal(
+        code=RefusalCode.NO_PROVIDER_AVAILABLE,
+        message=f"This request may use {now.demand.tokens:,} tokens, input and output limit together, and no provider "
+        "account takes so many in a minute. Lower max_tokens or shorten the messages.",
+        retry_after=60,
     )
 
 

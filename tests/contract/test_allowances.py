@@ -118,7 +118,7 @@ async def test_every_scope_holds_or_none(shop: Shop) -> None:
     assert (await shop.held(), await shop.held(TEAM)) == (0, 0)
     granted = await shop.allowances.take(demand(whole_usd(3), budgets=claims, limits=[limits(rpm=2)]))
     assert isinstance(granted, Granted)
-    assert granted.rates.requests == RateState(limit=2, remaining=1, reset_ms=60_750)
+    assert granted.rates.requests == RateState(limit=2, remaining=1, reset_ms=60_000)
 
 
 async def test_a_budget_may_shorten_or_only_tell(shop: Shop) -> None:
@@ -144,14 +144,14 @@ async def test_requests_and_tokens_of_a_minute(shop: Shop) -> None:
     assert isinstance(await shop.allowances.take(second), Granted)
     full = await shop.allowances.take(demand(limits=[of_key]))
     assert isinstance(full, Limited)
-    assert (full.kind, full.limit, full.needed, full.retry_after_ms) == (LimitKind.TOKENS, 250, 100, 58_750)
-    assert full.rates.tokens == RateState(limit=250, remaining=50, reset_ms=60_750)
+    assert (full.kind, full.limit, full.needed, full.retry_after_ms) == (LimitKind.TOKENS, 250, 100, 58_000)
+    assert full.rates.tokens == RateState(limit=250, remaining=50, reset_ms=60_000)
     shop.allowances.release(first.hold_id, 20)
     assert isinstance(await shop.allowances.take(demand(limits=[of_key])), Granted)
     again = await shop.allowances.take(demand(limits=[of_key]))
     assert isinstance(again, Limited)
-    assert (again.kind, again.retry_after_ms) == (LimitKind.REQUESTS, 58_750)
-    shop.clock.move(milliseconds=58_749)
+    assert (again.kind, again.retry_after_ms) == (LimitKind.REQUESTS, 58_000)
+    shop.clock.move(milliseconds=57_999)
     assert isinstance(await shop.allowances.take(demand(tokens=50, limits=[of_key])), Limited)
     shop.clock.move(milliseconds=1)
     assert isinstance(await shop.allowances.take(demand(tokens=50, limits=[of_key])), Granted)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from typing import Any
 
 import psycopg
@@ -325,6 +327,12 @@ async def test_a_reload_is_on_the_record(house: House):
     last = (await actions(house, "config"))[-1]
     assert (last["action"], last["actor"], last["before"]) == ("config.reload", "admin-token", last["after"])
     assert len(last["after"]["digest"]) == 64
+    os.kill(os.getpid(), signal.SIGHUP)
+
+    async def is_told() -> bool:
+        return (await actions(house, "config"))[-1]["actor"] == "signal"
+
+    await eventually(is_told)
 
 
 async def test_the_audit_page_by_page(house: House):

@@ -85,7 +85,7 @@ async def test_a_budget_lets_exactly_as_many_through_as_it_bears(house: House, g
     made = await house.make_key(budget=str(fits * await price_of_one(house)), period="month")
     asking = [asyncio.create_task(house.ask(BODY, key=made["key"])) for _ in range(20 * fits)]
     await eventually(lambda: sum(task.done() for task in asking) == 19 * fits)
-    assert gate.called == fits
+    await eventually(lambda: gate.called == fits)  # an intent is synced first
     gate.opened.set()
     answers = await asyncio.gather(*asking)
     assert told(answers) == {(200, ""): fits, (402, "budget_exceeded"): 19 * fits}
@@ -145,7 +145,7 @@ async def test_the_sdk_raises_rate_limit_errors(house: House, gate: Gate, stream
             await client.chat.completions.create(**BODY, stream=streamed)
     assert caught.value.code == "rate_limit_exceeded"
     headers = caught.value.response.headers
-    assert 1 <= int(headers["retry-after"]) <= 61
+    assert 1 <= int(headers["retry-after"]) <= 60
     assert headers["x-ratelimit-remaining-requests"] == "0"
     assert int(headers["x-ratelimit-remaining-tokens"]) < 100_000
 

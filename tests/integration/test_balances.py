@@ -210,6 +210,25 @@ def test_what_has_moved_lately_is_found(tmp_path: Path, database_url: str, db: p
     asyncio.run(scenario())
 
 
+def test_what_is_posted_again_has_moved_again(tmp_path: Path, database_url: str, db: psycopg.Connection) -> None:
+    """A part that is there already and grows is looked for like a new one."""
+    journal = written(tmp_path, "j1", entry(1))
+    try:
+        ship(database_url, tmp_path, journal)
+        db.execute("UPDATE budget_postings SET moved_at = now() - interval '1 hour'")
+        asyncio.run(journal.durable(journal.append(entry(2, team=None))))
+        ship(database_url, tmp_path, journal)
+    finally:
+        journal.close()
+
+    async def scenario() -> None:
+        balances = PostgresBalances(database_url)
+        assert await balances.moved(seconds=60, but="j2") == {"key:key_1", "organisation"}
+        await balances.close()
+
+    asyncio.run(scenario())
+
+
 # --- a gateway over it -----------------------------------------------------------------------------------------------
 
 
@@ -267,7 +286,7 @@ def test_a_restart_knows_what_was_spent(tmp_path: Path, database_url: str) -> No
     asyncio.run(scenario())
 
 
-def test_what_another_gateway_spends_is_seen(tmp_path: Path, database_url: str) -> None:
+def test_what_another_gateway_spends_is_seen(tmp_path: Path, database_url: str, db: psycopg.Connection) -> None:
     """Once it is in the database: in windows that were asked for before, and in those that were opened empty."""
 
     async def scenario() -> None:
@@ -275,10 +294,12 @@ def test_what_another_gateway_spends_is_seen(tmp_path: Path, database_url: str) 
         clock = Moving(T0 - timedelta(days=1))
         gateway = LocalAllowances("j2", balances, clock=clock)
         clock.move(86_400)  # the day of T0 has begun while this gateway lives
+        await gateway.refresh()
         await asyncio.to_thread(lambda: written(tmp_path, "j1", entry(1)).close())
         await asyncio.to_thread(ship, database_url, tmp_path, None)
+        db.execute("UPDATE budget_postings SET moved_at = now() - interval '6 hours'")  # longer than is looked back
         assert isinstance(await buy(gateway, "r1", clock.now()), Granted)
-        clock.move(3_600)  # longer than anybody looks back for what has moved
+        clock.move(2)
         await gateway.refresh()
         assert isinstance(await buy(gateway, "r2", clock.now()), Exceeded)
         raised = replace(BUDGET, limit=Money(4 * COST))

@@ -26,6 +26,7 @@ from gateway.adapters.redis.membership import State
 from gateway.core.allowance import Demand, Exceeded, Granted, Limited, Unknowable
 from gateway.core.budget import BudgetWindow, OnOutage, Period, window_of
 from gateway.core.limits import LimitKind
+from gateway.pipeline.ports import Sighting
 from tests.contract.allowances import (
     KEY,
     TEAM,
@@ -293,21 +294,21 @@ async def test_a_hiccup_costs_nobody_a_refusal(server: Server, database_url: str
         assert worker.generation == 1
 
 
-async def test_a_request_that_is_given_up_holds_nothing(server: Server, database_url: str) -> None:
-    """Whoever stops waiting for an answer has no hold, whether the server had granted it or not."""
+@pytest.mark.parametrize("silent_ms", [0, 600])
+async def test_a_request_that_is_given_up_holds_nothing(server: Server, database_url: str, silent_ms: int) -> None:
+    """Whoever stops waiting for an answer has no hold, whether it is on its way or its link is lost."""
     async with team_of(server.url, database_url, ["w1"]) as team:
         (worker,) = team.workers
         claims = [claim(budget(whole_usd(100)), now())]
         assert isinstance(await worker.take(demand(budgets=claims)), Granted)
-        for pause in (0, 600):
-            if pause:
-                with server.client() as client:
-                    client.execute_command("CLIENT", "PAUSE", pause, "ALL")
-            waiting = [asyncio.create_task(worker.take(demand(budgets=claims))) for _ in range(10)]
-            await asyncio.sleep(0)
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+        if silent_ms:
+            with server.client() as client:
+                client.execute_command("CLIENT", "PAUSE", silent_ms, "ALL")
+        waiting = [asyncio.create_task(worker.take(demand(budgets=claims))) for _ in range(10)]
+        await asyncio.sleep(0)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
         assert isinstance(await worker.take(demand(budgets=claims)), Granted)
         figures = (await worker.figures([this_month()]))[this_month().key]
         assert figures.held == whole_usd(2).pico
@@ -438,6 +439,42 @@ async def test_who_leaves_is_not_waited_for(redis_url: str, database_url: str) -
         shared = PostgresSharedState(database_url)
         assert (await shared.seen("w1")).live == {"w1"}
         await shared.close()
+
+
+class SlowWords(MemorySharedState):
+    """Words that a worker lives take effect when somebody has left, once they are slow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.are_slow = False
+        self.under_way = asyncio.Event()
+        self.has_left = asyncio.Event()
+
+    async def seen(self, worker_id: str) -> Sighting:
+        if self.are_slow:
+            self.under_way.set()
+            await self.has_left.wait()
+        return await super().seen(worker_id)
+
+    async def leave(self, worker_id: str) -> None:
+        await super().leave(worker_id)
+        self.has_left.set()
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+
+async def test_a_late_word_does_not_bring_back_who_has_left(redis_url: str) -> None:
+    """A worker that leaves while it says that it lives does not live afterwards."""
+    shared, stop = SlowWords(), asyncio.Event()
+    worker = RedisAllowances(redis_url, "w1", MemoryBalances(), shared, clock=SystemClock(), prefix=PREFIX)
+    running = asyncio.create_task(worker.run(stop))
+    await eventually(lambda: worker.state is State.OK)
+    shared.are_slow = True
+    await asyncio.wait_for(shared.under_way.wait(), 10)
+    stop.set()
+    await running
+    assert shared.has_left.is_set()
+    assert shared.live == set()
 
 
 async def test_a_stopped_worker_that_goes_on_tells_its_holds_again(server: Server, database_url: str) -> None:

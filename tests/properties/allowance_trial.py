@@ -6,7 +6,7 @@ is foretold by it, every balance compared, and law L6 is checked at each admissi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from random import Random
@@ -41,7 +41,7 @@ class Took(NamedTuple):
     """A hold began, or holds more, or stands at another account: what it asked for then."""
 
     hold_id: str
-    second: int
+    at_ms: int
     amount: int
     tokens: int
     limits: tuple[RateLimits, ...]
@@ -56,7 +56,6 @@ class Paid(NamedTuple):
 
 class Ended(NamedTuple):
     hold_id: str
-    second: int
     tokens: int | None  # None: nobody knows
 
 
@@ -124,27 +123,30 @@ class Model:
         limits = [(*took[0].limits, *_one(took[-1].account)) for took in self.open().values()]
         return sum(any(each.scope == scope and each.concurrency is not None for each in of) for of in limits)
 
-    def taken(self, scope: str, kind: LimitKind, second: int) -> int:
-        """What was taken in the seconds that are not more than a minute old in this one."""
-        total = 0
+    def taken(self, scope: str, kind: LimitKind, now_ms: int) -> int:
+        """What was taken in those seconds of which the last take is not a minute old."""
+        counted = [(took.at_ms, amount) for took, amount in self._takes(scope, kind)]
+        last = {at_ms // SECOND: at_ms for at_ms, _ in sorted(counted)}
+        return sum(amount for at_ms, amount in counted if last[at_ms // SECOND] + 60 * SECOND > now_ms)
+
+    def _takes(self, scope: str, kind: LimitKind) -> Iterator[tuple[Took, int]]:
         for place, event in enumerate(self.events):
-            if not isinstance(event, Took) or event.second + 61 <= second:
+            if not isinstance(event, Took):
                 continue
             is_first = not any(
                 isinstance(other, Took) and other.hold_id == event.hold_id for other in self.events[:place]
             )
             for limits in (*(event.limits if is_first else ()), *_one(event.account)):
                 if limits.scope == scope and kind is LimitKind.REQUESTS and limits.rpm is not None:
-                    total += 1
+                    yield event, 1
                 if limits.scope == scope and kind is LimitKind.TOKENS and limits.tpm is not None:
-                    total += event.tokens if limits == event.account else self._used(event)
-        return total
+                    yield event, event.tokens if limits == event.account else self._used(event)
 
     def _used(self, took: Took) -> int:
-        """A caller's tokens are trued up if the hold ended before its second was a minute old."""
+        """A caller's tokens are trued up when the hold ends."""
         for event in self.events:
             if isinstance(event, Ended) and event.hold_id == took.hold_id:
-                return took.tokens if event.tokens is None or took.second + 61 <= event.second else event.tokens
+                return took.tokens if event.tokens is None else event.tokens
         return took.tokens
 
 
@@ -217,11 +219,6 @@ class Trial:
 
         return RateLimits(scope=scope, name=scope, rpm=some(1, 5, 20), tpm=some(50, 300), concurrency=some(1, 3))
 
-    @property
-    def second(self) -> int:
-        """As late as the book has seen it: its clock never runs backwards."""
-        return self.latest_ms // SECOND
-
     def see(self) -> int:
         """The moment that the book is told."""
         self.latest_ms = max(self.latest_ms, self.now_ms)
@@ -281,7 +278,9 @@ class Trial:
         if (found := self._any_hold()) is None:
             return
         worker, before = found
-        demand = replace(before, amount=Money(self.chance.choice((0, 10, 60))), accounts=self.demand("-").accounts)
+        demand = msgspec.structs.replace(
+            before, amount=Money(self.chance.choice((0, 10, 60))), accounts=self.demand("-").accounts
+        )
         self._open(claim.window for claim in demand.budgets)
         rest, took = self.model.rest(demand.hold_id), self.model.open()[demand.hold_id][0]
         now_ms = self.see()
@@ -293,7 +292,7 @@ class Trial:
             account = None if verdict.account is None else demand.accounts[verdict.account]
             self.model.note(self._took(demand, verdict.amount.pico, account)._replace(windows=took.windows))
             claims = tuple(claim for claim in demand.budgets if claim.window.key in took.windows)
-            self._check_l6(replace(demand, budgets=claims), verdict.amount.pico - rest)
+            self._check_l6(msgspec.structs.replace(demand, budgets=claims), verdict.amount.pico - rest)
 
     def pay(self) -> None:
         """An attempt has cost something: its journal has one posting more, and says so, sometimes later."""
@@ -368,8 +367,8 @@ class Trial:
     def _restore(self, worker: Worker, hold_id: str, demand: Demand) -> None:
         """A hold that exists is not asked whether it may: soft budgets, and no limits."""
         soft = tuple(claim._replace(budget=replace(claim.budget, mode=BudgetMode.SOFT)) for claim in demand.budgets)
-        restored = replace(demand, budgets=soft, limits=(), accounts=())
-        worker.holds[hold_id] = replace(demand, limits=(), accounts=())
+        restored = msgspec.structs.replace(demand, budgets=soft, limits=(), accounts=())
+        worker.holds[hold_id] = msgspec.structs.replace(demand, limits=(), accounts=())
         assert isinstance(self.book.take(restored, self.see()), Granted)
         self.model.note(self._took(restored, demand.amount.pico, None))
 
@@ -432,7 +431,7 @@ class Trial:
                 assert self.model.spent(key) + self.model.held(key) <= claim.budget.limit.pico, f"L6 in {key}"
 
     def _ended(self, hold_id: str, tokens: int | None) -> None:
-        self.model.note(Ended(hold_id, self.second, tokens))
+        self.model.note(Ended(hold_id, tokens))
         self.ends[hold_id] = self.ends.get(hold_id, 0) + 1
         assert self.ends[hold_id] == 1, "a hold ended twice"
 
@@ -481,7 +480,7 @@ class Trial:
     def _lacks(self, limits: RateLimits, tokens: int) -> LimitKind | None:
         needed = {LimitKind.REQUESTS: (limits.rpm, 1), LimitKind.TOKENS: (limits.tpm, tokens)}
         for kind, (limit, amount) in needed.items():
-            if limit is not None and self.model.taken(limits.scope, kind, self.second) + amount > limit:
+            if limit is not None and self.model.taken(limits.scope, kind, self.latest_ms) + amount > limit:
                 return kind
         if limits.concurrency is not None and self.model.running(limits.scope) >= limits.concurrency:
             return LimitKind.CONCURRENCY
@@ -499,25 +498,25 @@ class Trial:
         assert verdict == foretold
 
     def _check_wait(self, limited: Limited) -> None:
-        """After the wait that it names there is room, if nobody takes more; a second before there was none."""
+        """After the wait that it names there is room, if nobody takes more; a moment before there was none."""
         if limited.kind is LimitKind.CONCURRENCY or limited.needed > limited.limit:
             return
         for sooner_ms, has_room in ((0, True), (1, False)):
-            second = (self.latest_ms + limited.retry_after_ms - sooner_ms) // SECOND
-            taken = self.model.taken(limited.limits.scope, limited.kind, second)
+            moment = self.latest_ms + limited.retry_after_ms - sooner_ms
+            taken = self.model.taken(limited.limits.scope, limited.kind, moment)
             assert (taken + limited.needed <= limited.limit) is has_room
 
     def _check_rates(self, verdict: Granted | Limited) -> None:
         for state in (verdict.rates.requests, verdict.rates.tokens):
             if state is not None:
                 assert 0 <= state.remaining <= state.limit
-                assert 0 <= state.reset_ms <= 61 * SECOND
+                assert 0 <= state.reset_ms <= 60 * SECOND
 
     # --- helpers ---------------------------------------------------------------------------------------------------
 
     def _took(self, demand: Demand, amount: int, account: RateLimits | None) -> Took:
         windows = tuple(claim.window.key for claim in demand.budgets)
-        return Took(demand.hold_id, self.second, amount, demand.tokens, demand.limits, account, windows)
+        return Took(demand.hold_id, self.latest_ms, amount, demand.tokens, demand.limits, account, windows)
 
     def _open(self, windows: Iterable[BudgetWindow]) -> None:
         """A window is opened with what every journal has posted in it."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from dataclasses import replace
 from typing import Any, Final
 
+import msgspec
 import pytest
 import redis
 
@@ -116,7 +116,7 @@ class Trial:
             return
         before = self.chance.choice(list(self.open[which].values()))
         accounts = tuple(self.limits(scope) for scope in self.chance.sample(ACCOUNTS, self.chance.randrange(3)))
-        await self.ask(which, replace(before, amount=self.money(), accounts=accounts), is_retry=True)
+        await self.ask(which, msgspec.structs.replace(before, amount=self.money(), accounts=accounts), is_retry=True)
 
     async def ask(self, which: int, demand: Demand, *, is_retry: bool) -> None:
         for _, window in demand.budgets:

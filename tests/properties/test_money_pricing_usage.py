@@ -9,6 +9,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.core.estimate import OUTPUT_LIMIT_MAX, largest_cost, output_limit_affordable
 from gateway.core.money import Money, UnitPrice
 from gateway.core.pricing import Price, PriceTable, rate
 from gateway.core.usage import Meter, Usage
@@ -150,3 +151,33 @@ def test_the_row_in_force_is_the_latest_that_began(starts: set[int], at: int) ->
     begun = [start for start in starts if start <= at]
     found = PriceTable(rows).in_force("p", "m", START + timedelta(seconds=at))
     assert (found.input.pico_per_token if found else None) == max(begun, default=None)
+
+
+@given(prices(), usages(), st.sampled_from(["5m", "1h", "24h"]))
+def test_nothing_costs_more_than_the_largest_cost(price: Price, usage: Usage, ttl: str) -> None:
+    """L11: whatever of the input is cached or written; and some answer costs exactly that."""
+    largest = largest_cost(
+        price, input_tokens=usage.input_tokens, output_limit=usage.output_tokens, cache_ttl=ttl
+    )  # fmt: skip
+    assert rate(usage, price, cache_ttl=ttl).cost <= largest
+    read, written = (
+        Usage.from_wire(prompt=usage.input_tokens, completion=usage.output_tokens, **{kind: usage.input_tokens})
+        for kind in ("cached", "cache_write")
+    )
+    plain = Usage(input=usage.input_tokens, output=usage.output_tokens)
+    assert largest == max(rate(each, price, cache_ttl=ttl).cost for each in (plain, read, written))
+
+
+@given(prices(), st.integers(0, 10**18), st.integers(0, 10**6), st.integers(1, 5))
+def test_what_is_affordable_is_and_a_token_more_is_not(price: Price, pico: int, input_tokens: int, n: int) -> None:
+    """A budget that shortens an answer shortens it as little as it must."""
+    limit = output_limit_affordable(price, Money(pico), input_tokens=input_tokens, n=n)
+    if limit < 0:
+        assert largest_cost(price, input_tokens=input_tokens, output_limit=0, n=n) > Money(pico)
+        return
+    if limit == OUTPUT_LIMIT_MAX:
+        assert price.output.pico_per_token == 0
+        assert largest_cost(price, input_tokens=input_tokens, output_limit=limit, n=n) <= Money(pico)
+        return
+    assert largest_cost(price, input_tokens=input_tokens, output_limit=limit, n=n) <= Money(pico)
+    assert largest_cost(price, input_tokens=input_tokens, output_limit=limit + 1, n=n) > Money(pico)

@@ -1,50 +1,60 @@
-"""A budget admits exactly what it bears, however many ask at once; whoever leaves, leaves no hold behind (law L6)."""
+"""What only some can have is had by exactly so many, however many ask; whoever leaves, leaves no hold (law L6).
+
+Budgets, requests per minute and requests at once; of one worker by itself, and of several that share a Redis.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import re
-import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from decimal import Decimal
+from dataclasses import dataclass
 from random import Random
-from typing import Any, Final
+from typing import Final
 
-from bench.audit import pico
 from gateway.core.money import Money
+from tests.prove import races
 from tests.prove.client import Answer, Client
 from tests.prove.proof import Ground, Proven, told
+from tests.prove.races import CHUNK_MS, LIMIT, PACE, TOKENS, TOKENS_PER_CHUNK, Race, Raced, is_refused, kind
 from tests.prove.stage import Stage, staged
+from tests.prove.valkey import valkey
 
-FITS, RACERS = 100, 2_000
-FITS_SMALL, RACERS_SMALL = 10, 200
 SMALL: Final = 1_000
-"""Below so many requests the race is small, too."""
+"""Below so many requests the races are small, too."""
+LARGE: Final = 10_000
+WORKERS, WORKERS_SMALL = 4, 2
 AT_ONCE: Final = 64
 ABORTED_SHARE: Final = 0.3
-CHUNK_MS: Final = 20.0
-TOKENS_PER_CHUNK: Final = 8
-RACE_TOKENS: Final = 10_000
-"""So long an answer (25 s) that nobody who was admitted ends before the last one has asked."""
-RACE_TOKENS_SMALL: Final = 2_000
-TOKENS: Final = 48
-LIMIT: Final = 16_384
-QUIET_SECONDS_MAX: Final = 90.0
-AGAIN_SECONDS: Final = 0.1
-NEEDS: Final = re.compile(r"this request needs \$([0-9.]+)\.")
 
 
-@dataclass(slots=True, kw_only=True)
-class _Race:
-    """What came of those who asked at once."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sizes:
+    """The races, at one size."""
 
-    admitted: int
-    refused: int
-    others: Counter[str]
-    overspent: int
-    was_a_race: bool
+    budget: Race
+    requests: Race
+    concurrency: Race
+    workers: int
+
+
+SIZE_SMALL: Final = _Sizes(
+    budget=Race(fits=10, racers=200, tokens=2_000),
+    requests=Race(fits=15, racers=100, tokens=TOKENS),
+    concurrency=Race(fits=7, racers=100, tokens=2_000),
+    workers=WORKERS_SMALL,
+)
+SIZE_USUAL: Final = _Sizes(
+    budget=Race(fits=100, racers=2_000, tokens=10_000),  # an answer takes 25 s
+    requests=Race(fits=70, racers=500, tokens=TOKENS),
+    concurrency=Race(fits=20, racers=500, tokens=4_000),
+    workers=WORKERS,
+)
+SIZE_LARGE: Final = _Sizes(
+    budget=Race(fits=100, racers=2_000, tokens=10_000),
+    requests=Race(fits=100, racers=2_000, tokens=TOKENS),
+    concurrency=Race(fits=100, racers=2_000, tokens=10_000),
+    workers=WORKERS,
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,90 +62,60 @@ class _Leaving:
     """What came of those of whom a third left."""
 
     aborted: int
-    complete: int
     refused: int
     others: Counter[str]
     is_free: bool
     is_exact: bool
 
+    @property
+    def violations(self) -> list[str]:
+        return [
+            *([f"{self.refused} refused by a budget that bears all of them"] if self.refused else []),
+            *([] if self.is_free else ["a hold is left: what is not spent cannot be held"]),
+            *([] if self.is_exact else ["a budget admits a pico-dollar more than is left of it"]),
+            *(f"{count} × {what}" for what, count in self.others.items()),
+        ]
 
-def prove(size: int, ground: Ground, *, workers: int = 1, redis_url: str = "") -> Proven:
-    """Two thousand for a budget of a hundred, then ``size`` requests of which 30 % are left by their clients."""
-    simulator = {"chunk_ms": CHUNK_MS, "tokens_per_chunk": TOKENS_PER_CHUNK}
-    with staged(ground.folder, seed=8, simulator=simulator, workers=workers, redis_url=redis_url) as stage:
-        race = asyncio.run(_race(stage, is_small=size < SMALL))
+
+def prove(size: int, ground: Ground) -> Proven:
+    """The races in process and over a Redis, and in process ``size`` requests of which 30 % are left by clients."""
+    sizes = SIZE_SMALL if size < SMALL else SIZE_USUAL if size < LARGE else SIZE_LARGE
+    with staged(ground.folder / "alone", seed=8, simulator=PACE) as stage:
+        alone = asyncio.run(_race(stage, sizes))
         leaving = asyncio.run(_leave(stage, size, ground))
-    violations = [
-        *([f"{race.admitted} admitted by a budget for {_fits(size)}"] if race.admitted != _fits(size) else []),
-        *([f"overspent by {Money(race.overspent)} USD"] if race.overspent else []),
-        *([] if race.was_a_race else ["somebody was answered before the last one had asked, so nothing was proven"]),
-        *(f"the race: {count} × {what}" for what, count in race.others.items()),
-        *([f"{leaving.refused} refused by a budget that bears all of them"] if leaving.refused else []),
-        *([] if leaving.is_free else ["a hold is left: what is not spent cannot be held"]),
-        *([] if leaving.is_exact else ["a budget admits a pico-dollar more than is left of it"]),
-        *(f"{count} × {what}" for what, count in leaving.others.items()),
-    ]
+    with (
+        valkey(ground.folder / "redis") as server,
+        staged(
+            ground.folder / "together", seed=8, simulator=PACE, workers=sizes.workers, redis_url=server.url
+        ) as stage,
+    ):
+        together = asyncio.run(_race(stage, sizes))
     figure = (
-        f"a budget for {_fits(size)}: {race.admitted:,} of {race.admitted + race.refused:,} admitted at once, "
-        f"overspent {Money(race.overspent)} USD; {size:,} requests, {leaving.aborted:,} left by their clients: "
-        f"false refusals {leaving.refused}, open holds after their end {0 if leaving.is_free else 'some'}"
+        f"{_words('1 worker in process', alone)}; "
+        f"{size:,} requests, {leaving.aborted:,} left by their clients: false refusals {leaving.refused}, "
+        f"open holds after their end {0 if leaving.is_free else 'some'}\n"
+        f"       {_words(f'{sizes.workers} workers over Redis', together)}"
     )
+    violations = [found for raced in (*alone, *together) for found in raced.violations] + leaving.violations
     return Proven(figure=figure, violations=told(violations))
 
 
-def _fits(size: int) -> int:
-    return FITS_SMALL if size < SMALL else FITS
-
-
-def _body(tokens: int, *, stream: bool) -> dict[str, Any]:
-    """Always as many bytes, so that every one of them holds the same."""
-    content = f"Why? [[out={tokens:06}]]"
-    body: dict[str, Any] = {"model": "kimi-k2-thinking", "max_tokens": LIMIT}
-    body["messages"] = [{"role": "user", "content": content}]
-    return {**body, "stream": True, "stream_options": {"include_usage": True}} if stream else body
-
-
-async def _needed(stage: Stage) -> int:
-    """What one of them holds, in pico-dollars, as a refusal says."""
-    _, secret = await asyncio.to_thread(stage.admin.create_key, "poor", budget="0.000000000001", period="total")
-    async with Client(url=stage.ours.url, secret=secret) as client:
-        answer = await client.ask(_body(TOKENS, stream=False))
-    found = NEEDS.search(answer.trouble)
-    assert found is not None, answer.trouble
-    return pico(Decimal(found[1]))
-
-
-# --- the race --------------------------------------------------------------------------------------------------------
-
-
-async def _race(stage: Stage, *, is_small: bool) -> _Race:
-    fits, racers, tokens = (FITS, RACERS, RACE_TOKENS)
-    if is_small:
-        fits, racers, tokens = (FITS_SMALL, RACERS_SMALL, RACE_TOKENS_SMALL)
-    limit = fits * await _needed(stage)
-    key_id, secret = await asyncio.to_thread(stage.admin.create_key, "racers", budget=str(Money(limit)), period="month")
-    ends: list[tuple[float, Answer]] = []
-
-    async def ask(client: Client) -> None:
-        answer = await client.ask(_body(tokens, stream=False))
-        while answer.status == 503 and '"overloaded"' in answer.trouble:  # a key with two thousand open is shed first
-            await asyncio.sleep(AGAIN_SECONDS)
-            answer = await client.ask(_body(tokens, stream=False))
-        ends.append((time.monotonic(), answer))
-
-    async with Client(url=stage.ours.url, secret=secret) as client:
-        await asyncio.gather(*(ask(client) for _ in range(racers)))
-    answered = [at for at, answer in ends if answer.complete]
-    refused = [at for at, answer in ends if _is_refused(answer)]
-    others = Counter(_kind(answer) for _, answer in ends if not answer.complete and not _is_refused(answer))
-    spent = await _spent(stage, key_id, expected=len(answered))
-    return _Race(
-        admitted=len(answered),
-        refused=len(refused),
-        others=others,
-        overspent=max(0, spent - limit),
-        was_a_race=bool(answered and refused) and max(refused) < min(answered),
+def _words(who: str, raced: list[Raced]) -> str:
+    budget, requests, concurrency = raced
+    return (
+        f"{who}: a budget for {budget.race.fits}: {budget.admitted:,} of {budget.race.racers:,} admitted at once, "
+        f"{budget.refused:,} refused, overspent {Money(budget.overspent)} USD; "
+        f"{requests.race.fits} a minute: {requests.admitted:,} of {requests.race.racers:,}; "
+        f"{concurrency.race.fits} at once: {concurrency.admitted:,} of {concurrency.race.racers:,}"
     )
+
+
+async def _race(stage: Stage, sizes: _Sizes) -> list[Raced]:
+    return [
+        await races.for_budget(stage, sizes.budget),
+        await races.for_requests(stage, sizes.requests),
+        await races.for_concurrency(stage, sizes.concurrency),
+    ]
 
 
 # --- those who leave -------------------------------------------------------------------------------------------------
@@ -143,9 +123,8 @@ async def _race(stage: Stage, *, is_small: bool) -> _Race:
 
 async def _leave(stage: Stage, size: int, ground: Ground) -> _Leaving:
     """The budget bears what all of them cost and what those under way hold: a hundred leaked holds would exhaust it."""
-    needed = await _needed(stage)
+    needed = await races.needed(stage)
     key_id, secret = await asyncio.to_thread(stage.admin.create_key, "leavers")
-    stage_of_key = replace(stage, key_id=key_id)
     limit = 2 * AT_ONCE * needed + size * (needed // LIMIT) * (2 * TOKENS + 200)
     await asyncio.to_thread(stage.admin.set_budget, key_id, str(Money(limit)), period="total")
     answers: list[Answer | None] = []
@@ -153,66 +132,31 @@ async def _leave(stage: Stage, size: int, ground: Ground) -> _Leaving:
 
     async def client_of(client: Client) -> None:
         for number in numbers:
-            answers.append(await _ask_or_leave(client, number))
+            answers.append(await ask_or_leave(client, number))
             ground.tick(1)
 
     async with Client(url=stage.ours.url, secret=secret) as client:
         await asyncio.gather(*(client_of(client) for _ in range(AT_ONCE)))
-        spent = await _spent(stage_of_key, key_id, expected=sum(answer is not None for answer in answers))
-        is_free, is_exact = await _ends_even(stage_of_key, client, spent, needed)
+        spent = await races.spent(stage, key_id, expected=sum(answer is not None for answer in answers))
+        is_free, is_exact = await races.ends_even(stage, key_id, client, spent, needed)
     stayed = [answer for answer in answers if answer is not None]
     return _Leaving(
         aborted=len(answers) - len(stayed),
-        complete=sum(answer.complete for answer in stayed),
-        refused=sum(_is_refused(answer) for answer in stayed),
-        others=Counter(_kind(answer) for answer in stayed if not answer.complete and not _is_refused(answer)),
+        refused=sum(is_refused(answer) for answer in stayed),
+        others=Counter(kind(answer) for answer in stayed if not answer.complete and not is_refused(answer)),
         is_free=is_free,
         is_exact=is_exact,
     )
 
 
-async def _ask_or_leave(client: Client, number: int) -> Answer | None:
+async def ask_or_leave(client: Client, number: int) -> Answer | None:
     """None: left in the middle, at any moment from before the head to just before the end."""
     chance = Random(number)
-    body = _body(TOKENS, stream=chance.random() < 0.7)
+    asked = races.body(TOKENS, stream=chance.random() < 0.7)
     if chance.random() >= ABORTED_SHARE:
-        return await client.ask(body)
+        return await client.ask(asked)
     try:
         async with asyncio.timeout(chance.random() * CHUNK_MS / 1000 * TOKENS / TOKENS_PER_CHUNK):
-            return await client.ask(body)
+            return await client.ask(asked)
     except TimeoutError:
         return None
-
-
-async def _ends_even(stage: Stage, client: Client, spent: int, needed: int) -> tuple[bool, bool]:
-    """Whether exactly what is not spent can be held: one request fits, and a pico-dollar less does not bear it."""
-    await asyncio.to_thread(stage.admin.set_budget, stage.key_id, str(Money(spent + needed - 1)), period="total")
-    is_exact = _is_refused(await client.ask(_body(TOKENS, stream=False)))
-    await asyncio.to_thread(stage.admin.set_budget, stage.key_id, str(Money(spent + needed)), period="total")
-    return (await client.ask(_body(TOKENS, stream=False))).complete, is_exact
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
-async def _spent(stage: Stage, key_id: str, *, expected: int) -> int:
-    """What the ledger has of a key, once everybody is done and it has stopped growing."""
-    deadline = time.monotonic() + QUIET_SECONDS_MAX
-    before: Sequence[Any] | None = None
-    while True:
-        in_flight = await asyncio.to_thread(stage.simulators.in_flight)
-        rows = await asyncio.to_thread(stage.admin.ledger, since=stage.since)
-        mine = sorted(row["attempt_id"] for row in rows if row["key_id"] == key_id)
-        if not in_flight and mine == before and len(mine) >= expected:
-            return sum(pico(Decimal(row["cost"])) for row in rows if row["key_id"] == key_id)
-        assert time.monotonic() < deadline, f"{in_flight} in flight, {len(mine)} of {expected} rows"
-        before = mine
-        await asyncio.sleep(0.5)
-
-
-def _is_refused(answer: Answer) -> bool:
-    return answer.status == 402
-
-
-def _kind(answer: Answer) -> str:
-    return f"{answer.status}: {answer.trouble[:160]}"

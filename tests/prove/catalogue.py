@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.prove import allowances, budgets, conservation, hangups, outage, powerloss, price, replay, storm
+from tests.prove import (
+    allowances,
+    budgets,
+    conservation,
+    hangups,
+    holds,
+    outage,
+    powerloss,
+    price,
+    replay,
+    shared,
+    storm,
+)
 from tests.prove.proof import Proof
 from tests.simulation import running as simulation
 
@@ -41,8 +53,19 @@ PROOFS: Final = (
         needs_gateway=False,
     ),
     Proof(
-        name="budgets", claim="a budget for a hundred lets a hundred through, and who leaves leaves no hold",
-        prove=budgets.prove, unit="requests", small=150, usual=4_000, full=20_000,
+        name="budgets", claim="what fits for a hundred lets a hundred through, and who leaves leaves no hold",
+        prove=budgets.prove, unit="requests", small=150, usual=2_000, full=20_000,
+        several_workers=True,
+    ),
+    Proof(
+        name="holds", claim="no hold outlives its lease, and nobody is refused what he may have",
+        prove=holds.prove, unit="requests", small=300, usual=2_000, full=20_000,
+        several_workers=True,
+    ),
+    Proof(
+        name="shared", claim="whatever becomes of Redis, no strict budget is overspent",
+        prove=shared.prove, unit="losses of Redis", small=3, usual=8, full=40,
+        several_workers=True,
     ),
     Proof(
         name="allowances", claim="no life of reserves, crashes and replays passes a budget",

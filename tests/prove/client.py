@@ -36,14 +36,17 @@ class Answer:
 class Client:
     """Asks for chat completions over connections of its own; ``async with`` for as long as it asks."""
 
-    def __init__(self, *, url: str, secret: str) -> None:
+    def __init__(self, *, url: str, secret: str, is_fresh: bool = False) -> None:
+        """``is_fresh``: each request has a connection of its own, and so any of several workers."""
         self.url = url
+        self.is_fresh = is_fresh
         self.headers = {"authorization": f"Bearer {secret}", "content-type": "application/json"}
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS_MAX)
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
+        connector = aiohttp.TCPConnector(limit=0, force_close=self.is_fresh)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
         return self
 
     async def __aexit__(

@@ -35,7 +35,8 @@ class Proven:
 class Proof:
     """One proof at its three sizes, in ``unit``: in ``make test``, in ``make prove``, and in ``make prove N=full``.
 
-    ``ticks`` are told for each unit; without ``needs_gateway`` it stands on the ground's folder and database alone.
+    ``ticks`` are told for each unit; without ``needs_gateway`` it stands on the ground's folder and database alone;
+    one with ``several_workers`` starts them, and a Redis.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Proof:
     full: int
     ticks: int = 1
     needs_gateway: bool = True
+    several_workers: bool = False
 
 
 def told(violations: list[str]) -> tuple[str, ...]:

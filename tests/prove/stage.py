@@ -86,7 +86,9 @@ def staged(
     workers: int = 1,
     redis_url: str = "",
 ) -> Iterator[Stage]:
-    """All of it, started as a user would and gone at the end. ``config`` replaces files of the configuration."""
+    """All of it, started as a user would in a folder that it makes, and gone at the end. ``config`` replaces files of
+    the configuration."""
+    folder.mkdir(mode=0o711, exist_ok=True)  # as root, PostgreSQL's account has to pass through
     with (
         launch.simulators(folder, seed=seed, settings=simulator) as addresses,
         launch.gateway(

@@ -1,4 +1,4 @@
-"""The proofs against the whole gateway, small; `make prove` runs the same ones at their real sizes."""
+"""The proofs against the whole gateway of one worker, small; `make prove` runs the same ones at their real sizes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bench.launch import working_folder
 from tests.prove.catalogue import PROOFS
 from tests.prove.proof import Ground, Proof
 
-GATEWAY = [proof for proof in PROOFS if proof.needs_gateway]
+GATEWAY = [proof for proof in PROOFS if proof.needs_gateway and not proof.several_workers]
 
 
 @pytest.mark.prove

@@ -1,7 +1,7 @@
 """Limits and room, audited from outside: never more than allowed in any sixty seconds, nobody refused without need.
 
 What was certainly admitted is counted against limits, what may have been against refusals; a minute ends with its
-process, and the last of it is back up to a second late, as documented.
+process, and what was taken within one second comes back with the last of it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Final
 from tests.simulation.evidence import Auditor
 from tests.simulation.providers import Call
 from tests.simulation.requests import ROUNDING_SECONDS, Request, highest, is_calm, requests
-from tests.simulation.rights import Rates
 
 MINUTE: Final = 60.0
 MINUTE_LATE: Final = 62.0
@@ -153,7 +152,7 @@ def overload_is_justified(auditor: Auditor) -> Iterator[str]:
             continue
         name = f"connection {request.number}"
         if "shutting down" in request.message:
-            if not request.connection.life.is_stopping(request.ended - ROUNDING_SECONDS):
+            if not request.connection.life.is_stopping(request.ended + ROUNDING_SECONDS):
                 yield f"waiting: {name} was told of a shutdown that was none"
         elif "wait for a provider account already" in request.message:
             yield from _queue_differences(known, request, name)
@@ -179,41 +178,36 @@ def _queue_differences(known: Sequence[Request], request: Request, name: str) ->
         yield f"waiting: {name} found no place among {len(waiting)} others"
 
 
-def _may_want(other: Request, request: Request, begin: float, rates: Rates) -> bool:
-    """Whether another one may have taken this room without a call as yet, or may have waited for it and rightly kept
-    the others from it; who could never have it keeps nobody."""
-    if other is request or other.life != request.life or other.opened > request.ended or other.began < begin:
-        return False
-    if other.was_refused and other.code != "overloaded":
-        return False
-    return rates.tpm is None or other.limit * other.n <= rates.tpm
-
-
 def _room_differences(known: Sequence[Request], request: Request, name: str) -> Iterator[str]:
-    """No account that never failed had room all the time before the end of the wait."""
+    """No account that never failed had room, for whoever waited for it, all the time before the end of the wait."""
     end, begin = request.ended, request.ended - ROOM_SECONDS
     life = request.connection.life
-    calls = [call for call in request.auditor.evidence.calls if call.life is life and call.opened_at <= end]
     by_number = {other.number: other for other in known}
+    calls = [call for call in request.auditor.evidence.calls if call.life is life and call.connection in by_number]
+    meanwhile = [other for other in known if other.life == life.number and other.opened <= end and other.began >= begin]
+    silent = [other for other in meanwhile if not other.calls and not other.was_refused]
     for (provider, account), rates in request.scenario.rights.accounts.items():
-        at_provider = [call for call in calls if call.provider == provider]
-        if any(call.behaviour != "whole" or call.interrupted or call.tells_another_model for call in at_provider):
+        if any(_may_be_out(call) for call in calls if call.provider == provider and call.opened_at <= end):
             continue  # it may be cooling down, or tried by a probe
-        here = [call for call in at_provider if call.account == account and call.connection in by_number]
-        recent = [call for call in here if call.opened_at > begin - MINUTE_LATE]
+        here = [call for call in calls if (call.provider, call.account) == (provider, account)]
+        here = [call for call in here if call.opened_at <= end or by_number[call.connection].opened <= end]
+        takers = [by_number[call.connection] for call in here if call.opened_at > begin - MINUTE_LATE] + silent
         open_then = [call for call in here if by_number[call.connection].ended >= begin]
-        others = [
-            other
-            for other in known
-            if _may_want(other, request, begin, rates) and not (other.calls and other.calls[0] in here)
-        ]
-        tokens = sum(by_number[call.connection].tokens_most for call in recent)
-        tokens += request.tokens_most + sum(other.tokens_most for other in others)
-        counts = {"rpm": len(recent), "tpm": tokens, "concurrency": len(open_then)}
-        more = {"rpm": 1 + len(others), "tpm": 0, "concurrency": 1 + len(others)}
+        wanting = [other for other in meanwhile if rates.tpm is None or other.limit * other.n <= rates.tpm]
+        if request not in wanting:
+            continue
+        counts = {
+            "rpm": len(takers) + 1,
+            "tpm": sum(other.tokens_most for other in takers) + max(other.tokens_most for other in wanting),
+            "concurrency": len(open_then) + len(silent) + 1,
+        }
         limits = {kind: getattr(rates, kind) for kind in counts}
-        if all(limit is None or counts[kind] + more[kind] <= limit for kind, limit in limits.items()):
+        if all(limit is None or counts[kind] <= limit for kind, limit in limits.items()):
             yield f"waiting: {name} was given up, and {provider}/{account} had room for it: {counts} of {limits}"
+
+
+def _may_be_out(call: Call) -> bool:
+    return call.behaviour != "whole" or call.interrupted or call.tells_another_model
 
 
 # --- fairness --------------------------------------------------------------------------------------------------------

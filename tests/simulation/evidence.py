@@ -79,4 +79,4 @@ class Auditor:
         if call is not None:
             return call.life.number
         at = (row["started_at"] - self.evidence.scenario.begins).total_seconds()
-        return max(life.number for life in self.evidence.lives if life.started_at <= at)
+        return max(life.number for life in self.evidence.lives if life.started_at <= at + 0.001)

@@ -17,7 +17,7 @@ from tests.simulation.world import simulate
 ROOT = Path(__file__).resolve().parents[2]
 NEW_SEEDS = [*range(1, 41), *range(LIMITS_FROM, LIMITS_FROM + 120)]
 PLANT_SEEDS = 60
-PLANT_SEEDS_OF_ALLOWANCES = 200
+PLANT_SEEDS_OF_ALLOWANCES = 60
 
 
 def test_found_seeds_stay_mended():

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
+import redis
 from click.testing import CliRunner
 
 from gateway.adapters.postgres.schema import downgrade
@@ -275,6 +276,21 @@ def test_redis_answers_or_fails(redis_url: str) -> None:
     checks = run(status=1, GATEWAY_REDIS_URL="redis://:very-private-word@127.0.0.1:1/0", **CREDENTIALS)
     assert only(checks, "redis").status == "fail"
     assert "very-private-word" not in repr(checks)
+
+
+def test_a_redis_that_throws_things_away_is_a_warning(redis_url: str) -> None:
+    """What is held must not be evicted: a full Redis refuses, or has no bound."""
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_set("maxmemory", 100_000_000)
+        try:
+            assert only(run(status=0, GATEWAY_REDIS_URL=redis_url, **CREDENTIALS), "redis").status == "ok"
+            client.config_set("maxmemory-policy", "volatile-lru")
+            told = only(run(status=0, GATEWAY_REDIS_URL=redis_url, **CREDENTIALS), "redis")
+            assert told.status == "warn"
+            assert "noeviction" in told.mend
+        finally:
+            client.config_set("maxmemory", 0)
+            client.config_set("maxmemory-policy", "noeviction")
 
 
 @pytest.mark.parametrize(("ahead", "status"), [(0.4, "ok"), (-3.0, "warn"), (75.0, "fail"), (None, "ok")])

@@ -155,6 +155,8 @@ class Membership:
             done, _ = await asyncio.wait((staying, seeing), return_when=asyncio.FIRST_COMPLETED)
             for each in done:
                 each.result()
+            seeing.cancel()  # a word under way that this worker lives would undo that it has left
+            await asyncio.gather(seeing, return_exceptions=True)
             await self._leave(before_leaving)
         finally:
             tasks = [staying, seeing, stopping, *([] if self._clearing is None else [self._clearing])]

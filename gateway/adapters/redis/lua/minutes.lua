@@ -1,8 +1,10 @@
--- Sliding minutes in whole seconds, as core/limits.py has them: one hash for each scope, its fields `r` and `t` with a
--- second for requests and tokens taken in it, `r` and `t` alone for their sums.
+-- Sliding minutes, as core/limits.py has them: one hash for each scope, its fields `r` and `t` with a second for the
+-- requests and tokens taken in it, `u` and `v` with a second for the last moments of both, `r` and `t` alone for their
+-- sums. Before `due` nothing of the oldest second is given back.
 
-local MINUTE_SLOTS = 61
+local MINUTE_MS = 60000
 local MINUTE_KEPT_MS = 120000
+local LAST = {r = 'u', t = 'v'}
 local second = math.floor(now / 1000)
 local minutes = {}
 
@@ -21,21 +23,41 @@ local function slots(minute, kinds, from, to)
   return redis.call('HMGET', minute.key, unpack(fields)), fields
 end
 
+-- Gives back what of the second that is a minute ago is a minute old.
+local function advance_within(minute, slot)
+  local found = redis.call('HMGET', minute.key, 'r' .. slot, 'u' .. slot, 't' .. slot, 'v' .. slot)
+  for place, kind in ipairs({'r', 't'}) do
+    local amount, last = tonumber(found[2 * place - 1]), tonumber(found[2 * place])
+    if amount and last + MINUTE_MS <= now then
+      minute[kind] = minute[kind] - amount
+      redis.call('HDEL', minute.key, kind .. slot, LAST[kind] .. slot)
+    elseif amount then
+      minute.due = math.min(minute.due, last + MINUTE_MS)
+    end
+  end
+end
+
 local function advance(minute)
-  if second >= minute.latest + MINUTE_SLOTS then
+  local ago = second - 60
+  minute.due = math.huge
+  if minute.latest < ago then
     redis.call('DEL', minute.key)
     minute.r, minute.t, minute.oldest = 0, 0, second
-  elseif second >= minute.oldest + MINUTE_SLOTS then
-    local values, fields = slots(minute, {'r', 't'}, minute.oldest, second - MINUTE_SLOTS)
-    for place = 1, #values, 2 do
-      minute.r = minute.r - (tonumber(values[place]) or 0)
-      minute.t = minute.t - (tonumber(values[place + 1]) or 0)
+  elseif minute.oldest <= ago then
+    if minute.oldest < ago then
+      local values = slots(minute, {'r', 't'}, minute.oldest, ago - 1)
+      for place = 1, #values, 2 do
+        minute.r = minute.r - (tonumber(values[place]) or 0)
+        minute.t = minute.t - (tonumber(values[place + 1]) or 0)
+      end
+      local _, fields = slots(minute, {'r', 't', 'u', 'v'}, minute.oldest, ago - 1)
+      redis.call('HDEL', minute.key, unpack(fields))
     end
-    minute.oldest = second - MINUTE_SLOTS + 1
-    redis.call('HDEL', minute.key, unpack(fields))
-    redis.call('HSET', minute.key, 'r', minute.r, 't', minute.t, 'oldest', minute.oldest)
+    minute.oldest = ago
+    advance_within(minute, ago)
+    minute.is_changed = true
   end
-  minute.latest = second
+  minute.latest = math.max(minute.latest, second)
 end
 
 local function minute_of(scope)
@@ -44,7 +66,7 @@ local function minute_of(scope)
     return minute
   end
   local key = minute_key(scope)
-  local found = redis.call('HMGET', key, 'latest', 'oldest', 'r', 't')
+  local found = redis.call('HMGET', key, 'latest', 'oldest', 'r', 't', 'due')
   minute = {
     key = key,
     stored = tonumber(found[1]),
@@ -52,25 +74,33 @@ local function minute_of(scope)
     oldest = tonumber(found[2]) or second,
     r = tonumber(found[3]) or 0,
     t = tonumber(found[4]) or 0,
+    due = tonumber(found[5]) or math.huge,
   }
-  if second > minute.latest then
+  if second > minute.latest or now >= minute.due then
     advance(minute)
   end
   minutes[scope] = minute
   return minute
 end
 
--- Counts in a second that is not older than the minute; the latest one, unless a hold is brought back.
+-- Counts in a second that is not older than the minute; this one, unless a hold is brought back: nobody knows when in
+-- its second that was, and so it counts to its end.
 local function count_in(minute, slot, requests, tokens)
+  local last = slot == second and now or slot * 1000 + 999
   if requests then
     minute.r = minute.r + requests
     redis.call('HINCRBY', minute.key, 'r' .. slot, requests)
+    redis.call('HSET', minute.key, 'u' .. slot, last)
   end
   if tokens then
     minute.t = minute.t + tokens
     redis.call('HINCRBY', minute.key, 't' .. slot, tokens)
+    redis.call('HSET', minute.key, 'v' .. slot, last)
   end
   minute.oldest = math.min(minute.oldest, slot)
+  if slot <= second - 60 then
+    minute.due = math.min(minute.due, last + MINUTE_MS)
+  end
   minute.is_changed = true
 end
 
@@ -89,13 +119,17 @@ end
 local function save_minutes()
   for _, minute in pairs(minutes) do
     if minute.is_changed then
-      redis.call('HSET', minute.key,
-        'latest', minute.latest, 'oldest', minute.oldest, 'r', minute.r, 't', minute.t)
+      redis.call('HSET', minute.key, 'latest', minute.latest, 'oldest', minute.oldest, 'r', minute.r, 't', minute.t,
+        'due', minute.due == math.huge and '' or minute.due)
       if minute.stored ~= minute.latest then
         redis.call('PEXPIRE', minute.key, MINUTE_KEPT_MS)
       end
     end
   end
+end
+
+local function back_in(minute, kind, slot)
+  return tonumber(redis.call('HGET', minute.key, LAST[kind] .. slot)) + MINUTE_MS - now
 end
 
 -- How long until `needed` fits under `limit` if nobody takes more; the whole minute for what never fits.
@@ -104,23 +138,23 @@ local function wait_ms(minute, kind, needed, limit)
   local values = slots(minute, {kind}, minute.oldest, minute.latest)
   for place, value in ipairs(values) do
     excess = excess - (tonumber(value) or 0)
-    if excess <= 0 then
-      return math.max(1, (minute.oldest + place - 1 + MINUTE_SLOTS) * 1000 - now)
+    if value and excess <= 0 then
+      return math.max(1, back_in(minute, kind, minute.oldest + place - 1))
     end
   end
-  return MINUTE_SLOTS * 1000
+  return MINUTE_MS
 end
 
 -- How long until all of it has been given back.
 local function reset_ms(minute, kind)
   local newest = tonumber(redis.call('HGET', minute.key, kind .. minute.latest)) or 0
   if newest > 0 then
-    return math.max(0, (minute.latest + MINUTE_SLOTS) * 1000 - now)
+    return math.max(0, back_in(minute, kind, minute.latest))
   end
   local values = slots(minute, {kind}, minute.oldest, minute.latest)
   for place = #values, 1, -1 do
     if (tonumber(values[place]) or 0) > 0 then
-      return math.max(0, (minute.oldest + place - 1 + MINUTE_SLOTS) * 1000 - now)
+      return math.max(0, back_in(minute, kind, minute.oldest + place - 1))
     end
   end
   return 0

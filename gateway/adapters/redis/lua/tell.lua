@@ -59,7 +59,7 @@ does[4] = function(told)
     end_hold(worker, told[2], known)
   end
   local hold = {told[3], told[4], told[5], told[6], {}, {}, {}, told[10]}
-  local is_recent = hold[4] > second - MINUTE_SLOTS and hold[4] <= second
+  local is_recent = hold[4] >= second - 60 and hold[4] <= second
   local function enter(limits)
     if not known and is_recent and (limits[2] >= 0 or limits[3] >= 0) then
       count_in(minute_of(limits[1]), hold[4], limits[2] >= 0 and 1, limits[3] >= 0 and hold[3])
