@@ -63,7 +63,7 @@ def test_ports_are_open_on_this_machine_only():
 
 def test_every_volume_is_declared():
     """A named volume outlives its container; a forgotten one does not."""
-    used = {mount.split(":")[0] for service in COMPOSE["services"].values() for mount in service["volumes"]}
+    used = {mount.split(":")[0] for service in COMPOSE["services"].values() for mount in service.get("volumes", ())}
     assert used == set(COMPOSE["volumes"])
 
 
