@@ -109,8 +109,6 @@ class LocalAllowances:
         """The demand with every window that it claims opened; without those of which nothing is known and that do not
         mind; or the budget that does."""
         new = [claim for claim in demand.budgets if claim.window.key not in self.book.windows]
-        if not new:
-            return demand
         unknown = [claim for claim in new if not self._begins_empty(claim.window)]
         for claim in new:
             if claim not in unknown:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from enum import StrEnum
 from typing import Any, Final, Protocol, TypeVar
@@ -143,6 +143,23 @@ def check_tags(tags: Mapping[str, str]) -> dict[str, str]:
         if len(value) > TAG_CHARACTERS_MAX or not value.isprintable():
             raise FieldError("tags", f"the value of tag {name} is not up to {TAG_CHARACTERS_MAX} printable characters.")
     return dict(tags)
+
+
+def checked_fields(
+    fields: Mapping[str, Any], checks: Mapping[str, Callable[[str, Any], Any]], catalogue: Catalogue
+) -> dict[str, Any]:
+    """Every given field by its own rule; None is no limit, and no tags. Raises FieldError."""
+    checked: dict[str, Any] = {}
+    for name, value in fields.items():
+        if value is None:
+            checked[name] = {"tags": {}, "budget_mode": BudgetMode.STRICT}.get(name)
+        elif name == "models":
+            checked[name] = check_models(value, catalogue)
+        elif name == "providers":
+            checked[name] = check_providers(value, catalogue)
+        else:
+            checked[name] = checks[name](name, value)
+    return checked
 
 
 def parse_grace(text: str) -> timedelta:

@@ -16,12 +16,11 @@ from gateway.core.fields import (
     check_amount,
     check_choice,
     check_limit,
-    check_models,
     check_moment,
     check_name,
-    check_providers,
     check_tags,
     check_together,
+    checked_fields,
     consistent,
 )
 from gateway.core.money import Money
@@ -70,32 +69,22 @@ def check_grant(catalogue: Catalogue, **fields: Any) -> KeyGrant:
     have them; models by any of their names. Raises FieldError."""
     check_together(fields.get("budget"), fields.get("period"), fields.get("budget_mode"))
     given = {name: value for name, value in fields.items() if value is not None}
-    return KeyGrant(**_checked(catalogue, given))
+    return KeyGrant(**_as_granted(checked_fields(given, _CHECKS, catalogue)))
 
 
 def key_change(catalogue: Catalogue, **fields: Any) -> KeyChange:
     """An update of the fields that are given, as they are given to ``check_grant``; None clears. Raises FieldError."""
     if fields.get("name", "") is None:
         raise FieldError("name", "a key has a name; leave it out to keep the one it has.")
-    values = _checked(catalogue, fields)
+    values = _as_granted(checked_fields(fields, _CHECKS, catalogue))
     return lambda grant: replace(grant, **consistent(grant, values))
 
 
-def _checked(catalogue: Catalogue, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Every given field by its own rule, under the grant's names; None is no limit, and no tags."""
-    checked: dict[str, Any] = {}
-    for name, value in fields.items():
-        if value is None:
-            checked[name] = {"tags": {}, "budget_mode": BudgetMode.STRICT}.get(name)
-        elif name == "models":
-            checked[name] = check_models(value, catalogue)
-        elif name == "providers":
-            checked[name] = check_providers(value, catalogue)
-        else:
-            checked[name] = _CHECKS[name](name, value)
-    if "expires" in checked:
-        checked["expires_at"] = checked.pop("expires")
-    return checked
+def _as_granted(values: dict[str, Any]) -> dict[str, Any]:
+    """The same under the grant's names."""
+    if "expires" in values:
+        values["expires_at"] = values.pop("expires")
+    return values
 
 
 _CHECKS: Final[Mapping[str, Callable[[str, Any], Any]]] = {

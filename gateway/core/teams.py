@@ -19,11 +19,10 @@ from gateway.core.fields import (
     check_amount,
     check_choice,
     check_limit,
-    check_models,
     check_name,
-    check_providers,
     check_tags,
     check_together,
+    checked_fields,
     consistent,
 )
 from gateway.core.money import Money
@@ -78,28 +77,13 @@ def check_team(catalogue: Catalogue, **fields: Any) -> TeamTerms:
     models by any of their names. Raises FieldError."""
     check_together(fields.get("budget"), fields.get("period"), fields.get("budget_mode"))
     given = {name: value for name, value in fields.items() if value is not None}
-    return _sensible(TeamTerms(**_checked(catalogue, given)))
+    return _sensible(TeamTerms(**checked_fields(given, _CHECKS, catalogue)))
 
 
 def team_change(catalogue: Catalogue, **fields: Any) -> TeamChange:
     """An update of the fields that are given; None clears. Raises FieldError."""
-    values = _checked(catalogue, fields)
+    values = checked_fields(fields, _CHECKS, catalogue)
     return lambda terms: _sensible(replace(terms, **consistent(terms, values)))
-
-
-def _checked(catalogue: Catalogue, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Every given field by its own rule; None is no limit, and no tags."""
-    checked: dict[str, Any] = {}
-    for name, value in fields.items():
-        if value is None:
-            checked[name] = {"tags": {}, "budget_mode": BudgetMode.STRICT}.get(name)
-        elif name == "models":
-            checked[name] = check_models(value, catalogue)
-        elif name == "providers":
-            checked[name] = check_providers(value, catalogue)
-        else:
-            checked[name] = _CHECKS[name](name, value)
-    return checked
 
 
 _CHECKS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
