@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     host: Annotated[str, Field(min_length=1, description="an address to listen on, such as 127.0.0.1")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535, description="a port number from 0 to 65535")] = 8080
     workers: Annotated[int, Field(ge=1, le=256, description="a whole number from 1 to 256")] = 1
-    concurrency_max: Annotated[int, Field(ge=1, le=1_000_000, description="a whole number from 1 to 1000000")] = 2000
+    concurrency_max: Annotated[int, Field(ge=1, le=1_000_000, description="a whole number from 1 to 1000000")] = 5000
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="debug, info, warning or error")
     ] = "info"

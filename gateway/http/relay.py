@@ -29,7 +29,7 @@ UNREAD_SECONDS_MAX: Final = 60.0
 """A client that reads nothing for so long does not get the end of its answer."""
 
 
-OPEN_MAX: Final = 2_000
+OPEN_MAX: Final = 5_000
 _SHED: Final = {
     Shed.FULL: Refusal(
         code=RefusalCode.OVERLOADED,

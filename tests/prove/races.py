@@ -22,7 +22,6 @@ PACE: Final = {"chunk_ms": CHUNK_MS, "tokens_per_chunk": TOKENS_PER_CHUNK}
 TOKENS: Final = 48
 LIMIT: Final = 16_384
 QUIET_SECONDS_MAX: Final = 90.0
-AGAIN_SECONDS: Final = 0.1
 MINUTE_SECONDS: Final = 60.0
 HEARD_SECONDS: Final = 2.0
 """Every worker has heard of a change within a second, and on a busy machine in two."""
@@ -114,9 +113,6 @@ async def _run(stage: Stage, race: Race, secret: str, *, what: str, status: int,
 
     async def ask(client: Client) -> None:
         answer = await client.ask(body(race.tokens, stream=False))
-        while answer.status == 503 and '"overloaded"' in answer.trouble:  # a key with two thousand open is shed first
-            await asyncio.sleep(AGAIN_SECONDS)
-            answer = await client.ask(body(race.tokens, stream=False))
         ends.append((time.monotonic(), answer))
 
     async with Client(url=stage.ours.url, secret=secret) as client:
