@@ -52,7 +52,8 @@ from gateway.http.application import create_application
 from gateway.http.protocol import BoundedHttpProtocol
 from gateway.http.relay import OpenExchanges
 from gateway.http.services import BadConfigurationError, Readiness, Services
-from gateway.pipeline.conduct import Conductor, Configuration
+from gateway.pipeline.conduct import Conductor
+from gateway.pipeline.exchange import Configuration
 from gateway.pipeline.experience import Experience
 from gateway.pipeline.ports import AlertTeller, Clock, StoreUnavailableError
 from gateway.settings import Settings, SettingsError, admin_token, environment, read_secret

@@ -13,7 +13,8 @@ from litestar.types import Receive, Scope, Send
 from gateway.core.refusal import INTERNAL, Refusal, RefusalCode, RefusedError
 from gateway.http.relay import AsgiReply, attend, read_body, read_headers
 from gateway.http.services import Services
-from gateway.pipeline.conduct import Exchange, refuse
+from gateway.pipeline.exchange import Exchange
+from gateway.pipeline.telling import refuse
 from gateway.surfaces import chat_completions
 
 LOGGER: Final = logging.getLogger("gateway.http")

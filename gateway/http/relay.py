@@ -14,7 +14,8 @@ from litestar.types import Message, Receive, Scope, Send
 
 from gateway.core.refusal import Refusal, RefusalCode, RefusedError
 from gateway.core.shedding import Shed, shed
-from gateway.pipeline.conduct import Conductor, Exchange
+from gateway.pipeline.conduct import Conductor
+from gateway.pipeline.exchange import Exchange
 from gateway.pipeline.watch import HEARTBEAT_SECONDS, Watch
 from gateway.surfaces.chat_completions import HEARTBEAT
 

@@ -8,20 +8,17 @@ byte and is told honestly after it.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Final
 
 import msgspec
 
 from gateway.core.allowance import Granted, Posting
 from gateway.core.budget import day_of
-from gateway.core.catalogue import Catalogue, Model, OnClientAbort
+from gateway.core.catalogue import OnClientAbort
 from gateway.core.exchange import (
     ATTEMPTS_MAX,
-    NOTHING_RESERVED,
     Admitted,
     Attempt,
     AttemptStatus,
@@ -29,20 +26,20 @@ from gateway.core.exchange import (
     Observation,
     Plan,
     Principal,
-    Reservation,
 )
 from gateway.core.failure import Advice, Failure, FailureClass, advise
-from gateway.core.health import WHY, Subject, subject_of
+from gateway.core.health import Subject, subject_of
 from gateway.core.ledger import Intent, LedgerEntry, PlanRecord
 from gateway.core.money import ZERO, Money
 from gateway.core.pricing import Charge, rate
-from gateway.core.refusal import INTERNAL, Refusal, RefusalCode, RefusedError
+from gateway.core.refusal import INTERNAL, RefusedError
 from gateway.core.retry_budget import RetryBudget
 from gateway.core.routing import subjects
 from gateway.core.usage import NO_USAGE, UsageSource
-from gateway.pipeline.admit import admit, for_model, retired_model, successor
+from gateway.pipeline.admit import admit, for_model, successor
 from gateway.pipeline.attempt import Attempting, attempt
 from gateway.pipeline.authenticate import authenticate
+from gateway.pipeline.exchange import Configuration, Exchange
 from gateway.pipeline.experience import Experience
 from gateway.pipeline.outcome import Outcome
 from gateway.pipeline.plan import Planning, is_gone_everywhere, make_plan, no_candidate
@@ -61,42 +58,16 @@ from gateway.pipeline.ports import (
 )
 from gateway.pipeline.reserve import Asking, demand_for, reserve
 from gateway.pipeline.settle import learn, settle
+from gateway.pipeline.telling import SHUTTING_DOWN, gone, headers_of, refusal_for, refuse, unmetered
 from gateway.pipeline.turns import Turns
 from gateway.pipeline.watch import Interrupted, Watch
 from gateway.providers import DIALECTS
 from gateway.providers.reading import AnswerReader
 from gateway.surfaces import chat_completions
-from gateway.surfaces.rates import rate_headers
 
 _OVERRUN: Final = ("budget_overrun",)
-_SHUTTING_DOWN: Final = Refusal(
-    code=RefusalCode.OVERLOADED, message="The gateway is shutting down; send the request again.", retry_after=1
-)
 CLIENT_CLOSED: Final = 499
 """The status that is logged for a client that hung up; nobody receives it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Configuration:
-    """What a reload replaces as one: the catalogue, and which accounts have a usable credential."""
-
-    catalogue: Catalogue
-    usable_accounts: frozenset[tuple[str, str]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exchange:
-    """One client request on its way: who asks, for what, and where it may go, under the configuration it began with."""
-
-    request_id: str
-    principal: Principal
-    admitted: Admitted
-    plan: Plan
-    configuration: Configuration
-    started: float
-    admitted_at: datetime
-    reservation: Reservation = NOTHING_RESERVED
-    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -155,7 +126,7 @@ class Conductor:
         catalogue, model = self.configuration.catalogue, admitted.model
         follower = successor(model, principal, catalogue)
         if follower is None:
-            raise _gone(model, catalogue, made)
+            raise gone(model, catalogue, made)
         warning = f"{model.name} is retired; {follower.name} answers"
         request = replace(admitted.request, warnings=(*admitted.request.warnings, warning))
         followed = for_model(request, follower, principal, catalogue, self.experience, today=made.made_at.date())
@@ -207,7 +178,7 @@ class Conductor:
             return await self._attempt_each(exchange, candidate, candidates, spending, reply, watch)
         except Interrupted as interrupted:  # while it waited for room
             if isinstance(interrupted.reason, Failure):
-                raise RefusedError(_SHUTTING_DOWN) from None
+                raise RefusedError(SHUTTING_DOWN) from None
             return CLIENT_CLOSED
         finally:
             self.allowances.release(exchange.request_id, spending.tokens)
@@ -344,12 +315,12 @@ class Conductor:
                 self.journal.append(_plan_record(exchange))
             position = self.journal.append(intent)
         except MeteringUnavailableError as error:
-            raise _unmetered(error) from None
+            raise unmetered(error) from None
         try:
             await self.journal.durable(position)
         except MeteringUnavailableError as error:
             self._void(exchange, this, intent, str(error))
-            raise _unmetered(error) from None
+            raise unmetered(error) from None
         return intent
 
     def _void(self, exchange: Exchange, this: Attempt, intent: Intent, why: str) -> None:
@@ -376,7 +347,7 @@ class Conductor:
 
         async def relay(data: bytes) -> None:
             if not reply.started:
-                await reply.start(200, _headers(exchange, this))
+                await reply.start(200, headers_of(exchange, this))
             await reply.write(data)
 
         needs = Attempting(
@@ -449,7 +420,7 @@ class Conductor:
                 intent, charge, outcome, self.journal, finished_at=self.clock.now(), is_final=is_final, flags=flags
             )
         except MeteringUnavailableError as error:
-            raise _unmetered(error) from None
+            raise unmetered(error) from None
         learn(entry, outcome, self.experience, input_bytes=exchange.admitted.request.input_bytes)
         self.telemetry.attempt_settled(entry)
         return entry, position
@@ -458,7 +429,7 @@ class Conductor:
         try:
             await self.journal.durable(position)
         except MeteringUnavailableError as error:
-            raise _unmetered(error) from None
+            raise unmetered(error) from None
 
     async def _answer(
         self,
@@ -476,9 +447,9 @@ class Conductor:
             if outcome.failure.kind is FailureClass.MODEL_GONE and not outcome.relayed:
                 again = self._plan_again(exchange)
                 if is_gone_everywhere(again):
-                    raise _gone(exchange.admitted.model, exchange.configuration.catalogue, again)
-            raise RefusedError(_refusal(exchange, outcome, failures))
-        headers = _headers(exchange, this)
+                    raise gone(exchange.admitted.model, exchange.configuration.catalogue, again)
+            raise RefusedError(refusal_for(exchange, outcome, failures))
+        headers = headers_of(exchange, this)
         usage = chat_completions.render_usage(outcome.usage, spent, outcome.reader.reports.top_level)
         if outcome.body is not None:
             headers["content-type"] = "application/json"
@@ -503,36 +474,6 @@ class Conductor:
         return 200
 
 
-async def refuse(reply: Reply, refusal: Refusal, *, request_id: str) -> None:
-    """Answers with a refusal: as a status, or, once the status line is out, as an error in the stream."""
-    if reply.started:
-        await reply.finish(chat_completions.render_stream_error(refusal, request_id=request_id))
-        return
-    body = chat_completions.render_error(refusal, request_id=request_id)
-    headers = {"content-type": "application/json", "x-request-id": request_id, "content-length": str(len(body))}
-    if refusal.retry_after is not None:
-        headers["retry-after"] = str(math.ceil(refusal.retry_after))
-    if refusal.rates is not None:
-        headers |= rate_headers(refusal.rates)
-    await reply.start(refusal.http_status, headers)
-    await reply.finish(body)
-
-
-def _headers(exchange: Exchange, this: Attempt) -> dict[str, str]:
-    headers = {
-        "content-type": "text/event-stream; charset=utf-8",
-        "cache-control": "no-cache",
-        "x-request-id": exchange.request_id,
-        "x-gateway-provider": this.candidate.provider,
-        "x-gateway-attempts": str(this.number),
-        **rate_headers(exchange.reservation.rates),
-    }
-    warnings = [*exchange.admitted.request.warnings, *dict.fromkeys(exchange.warnings)]
-    if warnings:
-        headers["x-gateway-warnings"] = "; ".join(warnings)
-    return headers
-
-
 def _call(exchange: Exchange, this: Attempt) -> UpstreamCall:
     """The request in the provider's dialect."""
     candidate, request = this.candidate, exchange.admitted.request
@@ -550,11 +491,6 @@ def _call(exchange: Exchange, this: Attempt) -> UpstreamCall:
     )
 
 
-def _gone(model: Model, catalogue: Catalogue, made: Plan) -> RefusedError:
-    deployments = [deployment for _, deployment in catalogue.deployments(model.name)]
-    return retired_model(model, deployments, today=made.made_at.date())
-
-
 def _shortened(candidate: Candidate, output_limit_max: int) -> Candidate:
     return replace(candidate, output_limit=min(candidate.output_limit, output_limit_max))
 
@@ -565,35 +501,4 @@ def _plan_record(exchange: Exchange) -> PlanRecord:
         made_at=exchange.plan.made_at,
         key_id=exchange.principal.key_id,
         plan=msgspec.Raw(chat_completions.render_route(exchange.plan)),
-    )
-
-
-def _refusal(exchange: Exchange, outcome: Outcome, failures: list[tuple[Candidate, Failure]]) -> Refusal:
-    """What a caller is told of a failed exchange: their own fault in the upstream's words, ours without them."""
-    failure = outcome.failure
-    assert failure is not None
-    if failure.kind in (FailureClass.CALLER_FAULT, FailureClass.CONTENT_FILTERED):
-        return chat_completions.refusal_of(failure)
-    if failure.kind is FailureClass.SHUTDOWN:
-        return _SHUTTING_DOWN
-    if failure.kind is FailureClass.DEFECT:
-        return INTERNAL
-    tried = "; ".join(f"{c.provider} ({c.account}): {WHY[f.kind]}" for c, f in failures if f.kind in WHY)
-    if outcome.relayed:
-        return Refusal(
-            code=RefusalCode.UPSTREAM_ERROR, message=f"The answer broke off, and what came is not whole. {tried}."
-        )
-    return Refusal(
-        code=RefusalCode.UPSTREAM_ERROR,
-        message=f"No provider could answer for {exchange.admitted.model.name}. Tried: {tried}.",
-    )
-
-
-def _unmetered(error: MeteringUnavailableError) -> RefusedError:
-    return RefusedError(
-        Refusal(
-            code=RefusalCode.METERING_UNAVAILABLE,
-            message=f"The gateway cannot record spend now, so it buys nothing: {error}. Try again shortly.",
-            retry_after=5,
-        )
     )

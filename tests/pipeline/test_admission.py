@@ -14,7 +14,7 @@ from gateway.core.catalogue import Model, OnRetired
 from gateway.core.exchange import Role
 from gateway.core.refusal import RefusedError
 from gateway.pipeline.authenticate import authenticate_administrator
-from gateway.pipeline.conduct import Configuration
+from gateway.pipeline.exchange import Configuration
 from tests.pipeline.virtual_time import START, on_virtual_time
 from tests.pipeline.world import (
     ALICE,

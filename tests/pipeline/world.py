@@ -34,9 +34,11 @@ from gateway.core.money import Money, UnitPrice
 from gateway.core.pricing import Price, PriceTable
 from gateway.core.refusal import RefusedError
 from gateway.core.shedding import Shed
-from gateway.pipeline.conduct import Conductor, Configuration, Exchange, refuse
+from gateway.pipeline.conduct import Conductor
+from gateway.pipeline.exchange import Configuration, Exchange
 from gateway.pipeline.experience import Experience
 from gateway.pipeline.ports import MeteringUnavailableError, UpstreamCall, UpstreamFailedError
+from gateway.pipeline.telling import refuse
 from gateway.pipeline.watch import Watch
 from gateway.surfaces.chat_completions import HEARTBEAT
 from tests.pipeline.virtual_time import START, VirtualClock
