@@ -102,6 +102,7 @@ def _loaded(
         digest=digest,
         loaded_at=now,
         aliases=MappingProxyType(models.aliases),
+        routing=models.routing,
     )
     return Loaded(
         catalogue=catalogue,

@@ -1,4 +1,4 @@
-"""``models.toml``: the public names, each meaning exactly one model."""
+"""``models.toml``: the public names, each meaning exactly one model, and how requests for them are routed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from gateway.catalog.findings import quoted
 from gateway.catalog.tables import Table
-from gateway.core.catalogue import Model, OnRetired
+from gateway.core.catalogue import USUAL_ROUTING, Model, OnRetired, Policy, RoutingTerms
 
 _USUAL = Model(name="")
 
@@ -18,6 +18,7 @@ class Models:
     models: dict[str, Model] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
+    routing: RoutingTerms = USUAL_ROUTING
 
 
 def read_models(root: Table) -> Models:
@@ -25,6 +26,7 @@ def read_models(root: Table) -> Models:
     for name, table in root.tables("models"):
         found.tables[name] = table
         found.models[name] = _model(name, table)
+    found.routing = _routing(root)
     root.close()
     for model in found.models.values():
         _take_aliases(model, found)
@@ -44,6 +46,22 @@ def _model(name: str, table: Table) -> Model:
     )
     table.close()
     return model
+
+
+def _routing(root: Table) -> RoutingTerms:
+    table = root.table("routing", like='{ policy = "expected_cost" }')
+    usual = USUAL_ROUTING
+    if table is None:
+        return usual
+    terms = RoutingTerms(
+        policy=Policy(table.choice("policy", list(Policy)) or usual.policy),
+        hold_usd_per_second=table.dollars("hold_usd_per_second", default=usual.hold_usd_per_second, like="0.0005"),
+        hold_seconds_max=table.seconds("hold_seconds_max", default=usual.hold_seconds_max),
+        failure_usd=table.dollars("failure_usd", default=usual.failure_usd, like="0.001"),
+        min_tool_call_validity=table.share("min_tool_call_validity", default=usual.min_tool_call_validity, like="0.95"),
+    )
+    table.close()
+    return terms
 
 
 def _take_aliases(model: Model, found: Models) -> None:

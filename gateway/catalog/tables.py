@@ -195,17 +195,8 @@ class Table:
 
     def amount(self, key: str, *, required: bool = False) -> UnitPrice | None:
         """USD per 1,000,000 tokens, exact, so only ever a text: a TOML number could already be a rounded one."""
-        value = self._take(key, (str, int, Decimal), "an amount", like='"0.60"', required=required)
+        value = self._decimal(key, "dollars per 1,000,000 tokens", like="0.60", required=required)
         if value is None:
-            return None
-        if not isinstance(value, str):
-            shown = f"{value:f}" if isinstance(value, Decimal) else str(value)
-            self.error(key, f"{key} is a number.", f'Write it as a string: {key} = "{shown}".')
-            return None
-        if not _AMOUNT.fullmatch(value):
-            mend = f'Write plain decimal dollars per 1,000,000 tokens, such as {key} = "0.60".'
-            what = "is negative" if value.strip().startswith("-") else "is not a plain decimal amount"
-            self.error(key, f"{key} {what}.", mend)
             return None
         try:
             return UnitPrice.from_usd_per_million(value)
@@ -213,6 +204,22 @@ class Table:
             mend = "Write USD per 1,000,000 tokens (not per token), with at most six decimals."
             self.error(key, f"{key} has more than six decimals.", mend)
             return None
+
+    def dollars(self, key: str, *, default: float, like: str) -> float:
+        """USD that only weigh a decision; a text all the same, as every amount of these files is."""
+        value = self._decimal(key, "dollars", like=like, required=False)
+        return default if value is None else float(value)
+
+    def share(self, key: str, *, default: float, like: str) -> float:
+        """A part of one: from 0 on and below 1."""
+        value = self._take(key, (int, Decimal), "a share", like=like)
+        if value is None:
+            return default
+        assert isinstance(value, int | Decimal)
+        if not 0 <= float(value) < 1:
+            self.error(key, f"{key} is {value}; it is a share, from 0 and below 1.", f"Write it like {key} = {like}.")
+            return default
+        return float(value)
 
     def table(self, key: str, *, like: str) -> Table | None:
         values = self._take(key, dict, "a table", like=like)
@@ -298,6 +305,21 @@ class Table:
             return value
         self.error(key, f"{key} is {_kind(value)}, not {expected}.", f"Write it like {key} = {like}.")
         return None
+
+    def _decimal(self, key: str, unit: str, *, like: str, required: bool) -> str | None:
+        """A plain decimal amount as its text."""
+        value = self._take(key, (str, int, Decimal), "an amount", like=quoted(like), required=required)
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            shown = f"{value:f}" if isinstance(value, Decimal) else str(value)
+            self.error(key, f"{key} is a number.", f'Write it as a string: {key} = "{shown}".')
+            return None
+        if not _AMOUNT.fullmatch(value):
+            what = "is negative" if value.strip().startswith("-") else "is not a plain decimal amount"
+            self.error(key, f"{key} {what}.", f'Write plain decimal {unit}, such as {key} = "{like}".')
+            return None
+        return value
 
     def _find(
         self, level: Literal["error", "warning"], key: str | None, index: int | None, message: str, mend: str

@@ -54,6 +54,34 @@ class OnRetired(StrEnum):
     SUCCESSOR = "successor"
 
 
+class Policy(StrEnum):
+    """How candidates are ordered; ``gateway replay`` compares them. Only the first knows what a cache is worth."""
+
+    EXPECTED_COST = "expected_cost"
+    LIST_PRICE = "list_price"
+    ROUND_ROBIN = "round_robin"
+    STICKY = "sticky"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingTerms:
+    """What an operator decides about routing. Dollars here only weigh decisions; none of them is ever charged.
+
+    A second of holding a request is worth ``hold_usd_per_second`` (0 = nothing is held), for ``hold_seconds_max`` at
+    the most; the time that a failed attempt loses is worth ``failure_usd``. Where fewer of a deployment's tool-call
+    answers than the share ``min_tool_call_validity`` are right, requests with tools pass it by (0 = they never do).
+    """
+
+    policy: Policy = Policy.EXPECTED_COST
+    hold_usd_per_second: float = 0.0
+    hold_seconds_max: float = 10.0
+    failure_usd: float = 0.001
+    min_tool_call_validity: float = 0.0
+
+
+USUAL_ROUTING: Final = RoutingTerms()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
     """Deadlines of one upstream call, in seconds. ``idle`` is the longest silence between two chunks."""
@@ -133,6 +161,7 @@ class Catalogue:
     digest: str
     loaded_at: datetime
     aliases: Mapping[str, str] = field(default_factory=dict)
+    routing: RoutingTerms = USUAL_ROUTING
 
     def resolve(self, name: str) -> Model | None:
         """The public model that a name or alias means."""

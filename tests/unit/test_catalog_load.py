@@ -16,7 +16,9 @@ from gateway.core.catalogue import (
     OnClientAbort,
     OnModelMismatch,
     OnRetired,
+    Policy,
     ProviderCard,
+    RoutingTerms,
     Timeouts,
 )
 from gateway.core.money import UnitPrice
@@ -170,6 +172,26 @@ def test_models_and_aliases_are_what_the_file_says(tmp_path: Path) -> None:
     assert dict(catalogue.models) == {"kimi-k2-thinking": thinking, "kimi-k2.6": Model(name="kimi-k2.6")}
     assert catalogue.resolve("kimi-thinking") == catalogue.resolve("kimi-k2-thinking") == thinking
     assert catalogue.resolve("kimi-k2") is None
+
+
+def test_routing_is_what_the_file_says(tmp_path: Path) -> None:
+    """Every line of the table may be left out, and so may the table."""
+    assert load(write(tmp_path), now=NOW).catalogue.routing == RoutingTerms()
+    table = """
+    [routing]
+    policy                 = "sticky"
+    hold_usd_per_second    = "0.0005"
+    hold_seconds_max       = 2.5
+    failure_usd            = "0.01"
+    min_tool_call_validity = 0.95
+    """
+    assert load(write(tmp_path, models=MODELS + table), now=NOW).catalogue.routing == RoutingTerms(
+        policy=Policy.STICKY,
+        hold_usd_per_second=0.0005,
+        hold_seconds_max=2.5,
+        failure_usd=0.01,
+        min_tool_call_validity=0.95,
+    )
 
 
 def test_prices_are_what_the_file_says(tmp_path: Path) -> None:
