@@ -7,23 +7,18 @@ The same rows go through ``gateway replay``'s engine in virtual time: both have 
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-
-import click
-from rich.console import Console
-from rich.table import Table
+from typing import Final
 
 from bench import launch
 from bench.audit import PICO_PER_USD
-from bench.books import Admin, BooksError, Simulators
+from bench.books import Admin, Simulators
 from bench.drive import Target, drive
-from bench.process import LaunchError, allow_many_sockets
+from bench.process import allow_many_sockets
 from bench.prompts import KIMI, Row, block_tokens, read_rows, requests_of, turn_ends
 
 TRACE: Final = Path(__file__).parent.parent / "../shared/data/agentic/agentic_trace.jsonl"
@@ -89,7 +84,9 @@ class Spent:
 def load_of(rows: Sequence[Row], options: Options) -> float:
     """Tokens per minute of the run, input and output."""
     minutes = (rows[-1].at_ms - rows[0].at_ms) / 60_000 / options.speed
-    tokens = sum(each.input_tokens * block_tokens(options.scale) / block_tokens(1) + each.output_tokens for each in rows)
+    tokens = sum(
+        each.input_tokens * block_tokens(options.scale) / block_tokens(1) + each.output_tokens for each in rows
+    )
     return tokens / minutes
 
 
@@ -136,7 +133,10 @@ def live(scene: Scene, rows: Sequence[Row], options: Options, *, policy: str) ->
         "cache_ttl_seconds": options.cache_seconds,
         "prices": {name: {KIMI: _bill_price(seller)} for name, seller in scene.items()},
     }
-    with launch.working_folder() as folder, launch.simulators(folder, seed=options.seed, settings=settings) as addresses:
+    with (
+        launch.working_folder() as folder,
+        launch.simulators(folder, seed=options.seed, settings=settings) as addresses,
+    ):
         config = config_of(scene, addresses, policy=policy, tokens_per_minute=load_of(rows, options))
         with launch.gateway(folder, config) as ours:
             _, key = Admin(url=ours.url, token=ours.admin_token).create_key("bench")
