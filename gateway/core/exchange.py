@@ -18,6 +18,7 @@ from gateway.core.budget import ORGANISATION, Budget, scope_of_key, scope_of_tea
 from gateway.core.catalogue import Deployment, Model
 from gateway.core.limits import NO_LIMITS, NO_RATES, RateLimits, RateStates
 from gateway.core.money import Money, UnitPrice
+from gateway.core.prefix import NO_FINGERPRINT, Fingerprint
 from gateway.core.pricing import DEFAULT_CACHE_TTL, Price
 
 NO_TAGS: Final[Mapping[str, str]] = MappingProxyType({})
@@ -104,7 +105,7 @@ class InferenceRequest:
 
     ``fields`` are the body's top-level members as raw JSON, gateway extensions removed, aliases already converted.
     ``output_limit`` is the client's own limit, None if it named none; ``needs`` the capabilities it uses;
-    ``input_bytes`` the UTF-8 size of what the model will read.
+    ``input_bytes`` the UTF-8 size of what the model will read, and of its ``fingerprint``, which is of no model yet.
     """
 
     surface: Surface
@@ -117,6 +118,7 @@ class InferenceRequest:
     output_limit: int | None = None
     needs: frozenset[str] = frozenset()
     input_bytes: int = 0
+    fingerprint: Fingerprint = NO_FINGERPRINT
     preferences: ProviderPreferences = NO_PREFERENCES
     tags: Mapping[str, str] = field(default_factory=no_tags)
     conversation: str | None = None
@@ -126,11 +128,13 @@ class InferenceRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admitted:
-    """A request that may be planned for, with its model and the estimate of its input."""
+    """A request that may be planned for, with its model, the estimate of its input, and its fingerprint as one of that
+    model."""
 
     request: InferenceRequest
     model: Model
     input_tokens: int
+    fingerprint: Fingerprint = NO_FINGERPRINT
 
 
 class CandidateState(StrEnum):

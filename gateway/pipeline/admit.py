@@ -21,13 +21,14 @@ def admit(
     experience: Experience,
     *,
     today: date,
+    seed: int = 0,
 ) -> Admitted:
-    """Parses and checks a chat completion request. Raises RefusedError."""
+    """Parses and checks a chat completion request; ``seed`` is for its fingerprint. Raises RefusedError."""
     if principal.role is Role.FINANCE:
         raise _refused(
             RefusalCode.ROLE_NOT_ALLOWED, "This key's role is finance: it reads reports and cannot call models."
         )
-    request = chat_completions.parse(body, headers=headers)
+    request = chat_completions.parse(body, headers=headers, seed=seed)
     model = catalogue.resolve(request.model_asked)
     if model is None:
         raise unknown_model(request.model_asked, catalogue)
@@ -58,10 +59,15 @@ def for_model(
             raise retired_model(model, deployments, today=today)
         warned = replace(request, warnings=(*request.warnings, f"{model.name} is retired; {follower.name} answers"))
         return for_model(warned, follower, principal, catalogue, experience, today=today)
-    input_tokens = experience.input_tokens(model.name, request.input_bytes)
+    input_tokens = experience.input_tokens(model.name, request.input_bytes, key_id=principal.key_id)
     if available:
         chat_completions.check(request, available, input_tokens_estimate=input_tokens)
-    return Admitted(request=replace(request, model=model.name), model=model, input_tokens=input_tokens)
+    return Admitted(
+        request=replace(request, model=model.name),
+        model=model,
+        input_tokens=input_tokens,
+        fingerprint=request.fingerprint.of_model(model.name),
+    )
 
 
 def successor(model: Model, principal: Principal, catalogue: Catalogue) -> Model | None:

@@ -47,6 +47,7 @@ def learn(entry: LedgerEntry, outcome: Outcome, experience: Experience, *, input
     reader = outcome.reader
     experience.learn(
         entry.model,
+        key_id=entry.key_id,
         input_bytes=input_bytes,
         input_tokens=entry.input_tokens,
         output_bytes=reader.reasoning_bytes + reader.content_bytes + reader.tool_bytes,
