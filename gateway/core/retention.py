@@ -15,16 +15,20 @@ from typing import Final, NamedTuple
 PER_OCTAVE: Final = 4
 """Buckets per doubling of the age: a cache's expiry is somewhere in one of them, and is blurred by a fifth of it."""
 OCTAVES: Final = 17  # from one second to a day and a half
-BUCKETS: Final = 1 + PER_OCTAVE * OCTAVES
+GAP: Final = 1 + PER_OCTAVE * OCTAVES
+"""The bucket of what follows the deepest match, up to the next boundary: a cache of blocks may know a part of it."""
+BUCKETS: Final = GAP + 1
 OCTAVE_EVIDENCE: Final = 2.0
 PRIOR_EVIDENCE: Final = 4.0
 """A bucket with few bills borrows from its octave, as much as so many bills would say; an octave from the prior."""
-PRIOR: Final = ((300.0, 0.95), (420.0, 0.7), (600.0, 0.5), (900.0, 0.2), (math.inf, 0.02))
+NEVER: Final = math.inf
+"""The age of what was not seen to be used before."""
+PRIOR: Final = ((300.0, 0.95), (420.0, 0.7), (600.0, 0.5), (900.0, 0.2), (1e9, 0.02), (NEVER, 0.0))
 """What is believed of a provider that nobody has used: most caches live for five to fifteen minutes."""
 
 
 class Segment(NamedTuple):
-    """Tokens of a prompt between two boundaries that were last used ``age`` seconds before."""
+    """Tokens of a prompt between two boundaries that were last used ``age`` seconds before, or NEVER."""
 
     tokens: int
     age: float
@@ -32,17 +36,22 @@ class Segment(NamedTuple):
 
 def bucket_of(age: float) -> int:
     """The bucket of an age in seconds; the first holds everything up to one second, the last all beyond."""
-    return 0 if age <= 1.0 else min(BUCKETS - 1, 1 + int(PER_OCTAVE * math.log2(age)))
+    if age == NEVER:
+        return GAP
+    return 0 if age <= 1.0 else min(GAP - 1, 1 + int(PER_OCTAVE * math.log2(age)))
 
 
 def _prior_of(bucket: int) -> float:
     """The prior in the middle of a bucket."""
-    age = 0.5 if bucket == 0 else 2.0 ** ((bucket - 0.5) / PER_OCTAVE)
+    age = NEVER if bucket == GAP else 2.0 ** ((bucket - 0.5) / PER_OCTAVE)
     return next(share for until, share in PRIOR if age <= until)
 
 
 PRIOR_SHARES: Final = tuple(_prior_of(bucket) for bucket in range(BUCKETS))
 _OCTAVE_OF: Final = tuple(-(-bucket // PER_OCTAVE) for bucket in range(BUCKETS))
+_OCTAVES: Final = tuple(
+    tuple(bucket for bucket in range(BUCKETS) if _OCTAVE_OF[bucket] == octave) for octave in range(_OCTAVE_OF[-1] + 1)
+)
 
 
 class Evidence:
@@ -78,7 +87,7 @@ class Evidence:
         if not self.bills or not any(self.could):
             return Shares(PRIOR_SHARES, (1.0,) * BUCKETS)
         bill = sum(self.could) / self.bills  # so many tokens weigh as much as one bill
-        octaves = [_shrunk(self, octave, bill) for octave in range(OCTAVES + 1)]
+        octaves = [_shrunk(self, octave, bill) for octave in _OCTAVES]
         values: list[float] = []
         unseen: list[float] = []
         for bucket, octave in enumerate(_OCTAVE_OF):
@@ -91,10 +100,9 @@ class Evidence:
         return Shares(tuple(values), tuple(unseen))
 
 
-def _shrunk(evidence: Evidence, octave: int, bill: float) -> tuple[float, float]:
+def _shrunk(evidence: Evidence, octave: Sequence[int], bill: float) -> tuple[float, float]:
     """The octave's own share times the weight of its evidence, and the weight that is left to the prior."""
-    first, last = max(0, PER_OCTAVE * (octave - 1) + 1), PER_OCTAVE * octave + 1
-    could, were = sum(evidence.could[first:last]), sum(evidence.were[first:last])
+    could, were = sum(evidence.could[bucket] for bucket in octave), sum(evidence.were[bucket] for bucket in octave)
     prior = PRIOR_EVIDENCE * bill / (could + PRIOR_EVIDENCE * bill)
     return (1.0 - prior) * were / could if could else 0.0, prior
 

@@ -20,7 +20,7 @@ from gateway.core.estimate import expected_cost
 from gateway.core.money import Money
 from gateway.core.prefix import Prompt
 from gateway.core.pricing import Price
-from gateway.core.retention import BUCKETS, Evidence, Segment, bucket_of
+from gateway.core.retention import BUCKETS, NEVER, Evidence, Segment, bucket_of
 from gateway.core.usage import Meter
 
 LIST_PRICE: Final = "list price"
@@ -74,15 +74,18 @@ class Index:
         return len(self._used)
 
     def segments(self, digests: Sequence[int], tokens: Sequence[int], at: float) -> list[Segment]:
-        """What of a prompt was used before, shallow to deep; using a deeper boundary uses the ones before it."""
+        """What of a prompt was used before, shallow to deep, and what follows up to the next boundary. Using a deeper
+        boundary uses the ones before it."""
         self._until(at)
         found: list[tuple[int, float]] = []
-        youngest = float("inf")
+        youngest = NEVER
         for digest, count in zip(reversed(digests), reversed(tokens), strict=True):
             used = self._used.get(digest)
             if used is not None:
                 youngest = min(youngest, at - used)
                 found.append((count, youngest))
+            elif youngest == NEVER:
+                found[:] = [(count, NEVER)]
         segments: list[Segment] = []
         depth = 0
         for count, age in reversed(found):
