@@ -13,6 +13,7 @@ import msgspec
 
 from gateway.core.exchange import Attempt, AttemptStatus, InferenceRequest, Observation, Principal
 from gateway.core.money import UnitPrice
+from gateway.core.prefix import Prompt
 from gateway.core.pricing import Charge, Price
 from gateway.core.usage import Meter, Usage, UsageSource
 
@@ -170,12 +171,19 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress", tag_fi
 
 
 class PlanRecord(msgspec.Struct, frozen=True, kw_only=True, tag="plan", tag_field="t"):
-    """What was decided for a request and why: kept for ``report explain``. ``plan`` is the JSON of ``/v1/route``."""
+    """What was decided for a request and why: kept for ``report explain``. ``plan`` is the JSON of ``/v1/route``.
+
+    ``prompt`` says which prefixes the request shares with others, and nothing of what it says: with it the past can be
+    driven again and counted again. ``turn`` is its place in its conversation, ``tenant`` whose traffic it belongs to.
+    """
 
     request_id: str
     made_at: datetime
     key_id: str
     plan: msgspec.Raw
+    prompt: Prompt | None = None
+    tenant: str = ""
+    turn: int = 0
 
 
 Record = Intent | Progress | LedgerEntry | PlanRecord

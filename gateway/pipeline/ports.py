@@ -20,6 +20,7 @@ from gateway.core.health import Health, Subject
 from gateway.core.keys import KeyChange, KeyGrant, KeyRecord
 from gateway.core.ledger import LedgerEntry, Record
 from gateway.core.organisation import Organisation
+from gateway.core.shadow import PastRequest
 from gateway.core.shedding import Shed
 from gateway.core.teams import TeamChange, TeamRecord, TeamTerms
 
@@ -397,6 +398,12 @@ class MoneyReports(Protocol):
 
     def ledger(self, start: datetime, end: datetime, *, team: str | None = None) -> AsyncIterator[dict[str, object]]:
         """One attempt at a time, in order of start, as INTERFACE §4 names its fields."""
+        ...
+
+    def past(
+        self, start: datetime, end: datetime, *, model: str | None = None, team: str | None = None
+    ) -> AsyncIterator[PastRequest]:
+        """One request at a time with what it cost and the prefixes that were kept of it, in order of time."""
         ...
 
     async def explain(self, request_id: str, *, team: str | None = None) -> dict[str, object] | None:

@@ -18,9 +18,11 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 
 from gateway.adapters.postgres.connections import Connections
+from gateway.adapters.postgres.past import past
 from gateway.adapters.postgres.sql import statement
 from gateway.adapters.postgres.tables import ledger_row_json, moment_text
 from gateway.core.money import decimal_text
+from gateway.core.shadow import PastRequest
 
 QUARTER: Final = timedelta(minutes=15)
 FETCH_ROWS: Final = 1_000
@@ -109,6 +111,11 @@ class Reports:
             "attempts": attempts,
             "cost": decimal_text(sum(row["cost_pico"] for row in rows)),
         }
+
+    def past(
+        self, start: datetime, end: datetime, *, model: str | None = None, team: str | None = None
+    ) -> AsyncIterator[PastRequest]:
+        return past(self._connections, start, end, model=model, team=team)
 
     async def journal_offsets(self) -> dict[str, tuple[int, int]]:
         """How far each journal has been shipped: segment and byte offset by journal id."""
