@@ -7,7 +7,7 @@ Money is in whole pico-dollars, moments are in UTC with microseconds.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -15,6 +15,9 @@ from gateway.core.exchange import Attempt, AttemptStatus, InferenceRequest, Obse
 from gateway.core.money import UnitPrice
 from gateway.core.pricing import Charge, Price
 from gateway.core.usage import Meter, Usage, UsageSource
+
+MODEL_MISMATCH_FLAG: Final = "model_mismatch"
+"""Stands in the row of an answer that names another model than was asked for, whatever the policy does."""
 
 
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, tag="settle", tag_field="t"):
