@@ -44,9 +44,11 @@ from gateway.adapters.upstream.aiohttp_client import AiohttpUpstreams
 from gateway.adapters.webhook import LogTeller, WebhookTeller
 from gateway.adapters.workers import AnswerError, LinkLostError, Siblings
 from gateway.catalog import CatalogError, Loaded, load
+from gateway.core.catalogue import ProviderCard
 from gateway.core.failure import Failure, FailureClass
 from gateway.core.grants import SIGNAL, Administrator
 from gateway.core.refusal import Refusal, RefusalCode, RefusedError
+from gateway.core.validity import Validity
 from gateway.http.admin import admin_routes
 from gateway.http.application import create_application
 from gateway.http.protocol import BoundedHttpProtocol
@@ -340,6 +342,7 @@ class Gateway:
                 "usable": (card.name, account.name) in configuration.usable_accounts,
                 "limits": {"rpm": account.rpm, "tpm": account.tpm, "concurrency": account.concurrency},
                 "models": sorted(card.deployments),
+                "tool_calls": tool_calls(self.conductor.validity, card, now.timestamp()),
                 "out": [
                     {
                         "model": subject.model,
@@ -395,6 +398,20 @@ class GatewayServer(uvicorn.Server):
         for connection in list(self.server_state.connections):
             if connection.transport is not None:
                 connection.transport.close() if have_ended else connection.transport.abort()
+
+
+def tool_calls(validity: Validity, card: ProviderCard, now: float) -> dict[str, object]:
+    """By model: what the tool-call answers of late weigh, the share of them that was right, and their faults."""
+    found: dict[str, object] = {}
+    for model in sorted(card.deployments):
+        standing = validity.of(card.name, model, now)
+        if standing.valid_share is not None:
+            found[model] = {
+                "checked": round(standing.checked, 1),
+                "valid_share": round(standing.valid_share, 4),
+                "faults": {fault.value: round(weight, 1) for fault, weight in sorted(standing.faults.items())},
+            }
+    return found
 
 
 def configure(

@@ -160,6 +160,7 @@ class Exclusion(StrEnum):
     GONE = "gone"
     COOLING = "cooling"
     EJECTED = "ejected"
+    INVALID_TOOL_CALLS = "invalid_tool_calls"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

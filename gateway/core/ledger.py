@@ -7,7 +7,7 @@ Money is in whole pico-dollars, moments are in UTC with microseconds.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -16,6 +16,9 @@ from gateway.core.money import UnitPrice
 from gateway.core.prefix import Prompt
 from gateway.core.pricing import Charge, Price
 from gateway.core.usage import Meter, Usage, UsageSource
+
+MODEL_MISMATCH_FLAG: Final = "model_mismatch"
+"""Stands in the row of an answer that names another model than was asked for, whatever the policy does."""
 
 
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, tag="settle", tag_field="t"):

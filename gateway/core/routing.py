@@ -6,7 +6,7 @@ A candidate is one account of one provider that serves the model. The cheapest b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -16,6 +16,7 @@ from gateway.core.exchange import Candidate, CandidateState, Exclusion, Inferenc
 from gateway.core.health import WELL, WHY, Health, Subject
 from gateway.core.limits import limits_of_account
 from gateway.core.pricing import Price
+from gateway.core.validity import Validity
 
 HealthOf = Callable[[Subject], Health]
 
@@ -42,6 +43,7 @@ class Circumstances:
     answer_length: AnswerLength
     pace: Mapping[tuple[str, str], Pace]
     now: datetime
+    validity: Validity = field(default_factory=Validity)
 
 
 def plan(
@@ -60,9 +62,10 @@ def plan(
         for account in card.accounts
     ]
     routable = [candidate for candidate in seen if candidate.excluded is None]
-    if not routable:
-        seen = [_last_resort(candidate) for candidate in seen]
-        routable = [candidate for candidate in seen if candidate.excluded is None]
+    for last_resort in (Exclusion.INVALID_TOOL_CALLS, Exclusion.EJECTED):
+        if not routable:
+            seen = [_readmitted(candidate, last_resort) for candidate in seen]
+            routable = [candidate for candidate in seen if candidate.excluded is None]
     routable.sort(key=_order_key(request, circumstances))
     routable, too_far = _without_fallbacks(request, routable)
     excluded = [candidate for candidate in seen if candidate.excluded is not None] + too_far
@@ -119,7 +122,12 @@ def _consider(
         if reason is not None:
             kind, text = reason
             return replace(candidate, excluded=text, exclusion=kind, state=CandidateState.UNROUTABLE)
-    return _with_health(candidate, circumstances)
+    candidate = _with_health(candidate, circumstances)
+    barred = _barred_by_validity(request, circumstances, deployment) if candidate.excluded is None else None
+    if barred is None:
+        return candidate
+    kind, text = barred
+    return replace(candidate, excluded=text, exclusion=kind, state=CandidateState.EJECTED)
 
 
 Barred = tuple[Exclusion, str] | None
@@ -176,6 +184,21 @@ def _barred_by_request(request: InferenceRequest, deployment: Deployment, input_
     return None
 
 
+def _barred_by_validity(request: InferenceRequest, circumstances: Circumstances, deployment: Deployment) -> Barred:
+    """Where too few tool-call answers are right, requests with tools go elsewhere."""
+    share_min = circumstances.catalogue.routing.min_tool_call_validity
+    if not share_min or "tools" not in request.needs:
+        return None
+    provider, model, now = deployment.provider, deployment.model, circumstances.now.timestamp()
+    if not circumstances.validity.is_below(provider, model, share_min, now):
+        return None
+    share = circumstances.validity.of(provider, model, now).valid_share or 0.0
+    return (
+        Exclusion.INVALID_TOOL_CALLS,
+        f"{share:.1%} of its tool-call answers were right of late, below min_tool_call_validity {share_min:g}",
+    )
+
+
 def _with_health(candidate: Candidate, circumstances: Circumstances) -> Candidate:
     """Out if its account, its model here or its circuit is out; probing if one of them waits for proof."""
     now = circumstances.now
@@ -215,9 +238,9 @@ def _out(candidate: Candidate, subject: Subject, health: Health, *, probe_in_fli
     )
 
 
-def _last_resort(candidate: Candidate) -> Candidate:
-    """When nothing else is left, an open circuit is tried all the same: never eject the last one."""
-    if candidate.exclusion is not Exclusion.EJECTED:
+def _readmitted(candidate: Candidate, last_resort: Exclusion) -> Candidate:
+    """When nothing else is left, what is out for this is tried all the same: never eject the last one."""
+    if candidate.exclusion is not last_resort:
         return candidate
     return replace(candidate, excluded=None, exclusion=None)
 

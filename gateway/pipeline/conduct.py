@@ -28,6 +28,7 @@ from gateway.core.exchange import (
     Principal,
 )
 from gateway.core.failure import Advice, Failure, FailureClass, advise
+from gateway.core.happenings import Checked
 from gateway.core.health import Subject, subject_of
 from gateway.core.ledger import Intent, LedgerEntry, PlanRecord
 from gateway.core.money import ZERO, Money
@@ -36,6 +37,7 @@ from gateway.core.refusal import INTERNAL, RefusedError
 from gateway.core.retry_budget import RetryBudget
 from gateway.core.routing import subjects
 from gateway.core.usage import NO_USAGE, UsageSource
+from gateway.core.validity import Validity
 from gateway.pipeline.admit import admit, for_model, successor
 from gateway.pipeline.attempt import Attempting, attempt
 from gateway.pipeline.authenticate import authenticate
@@ -98,6 +100,7 @@ class Conductor:
     allowances: Allowances
     turns: Turns = field(default_factory=Turns)
     retry_budget: RetryBudget = field(default_factory=RetryBudget)
+    validity: Validity = field(default_factory=Validity)
 
     async def authenticate(self, headers: Mapping[str, str]) -> Principal:
         """Who asks. Raises RefusedError."""
@@ -142,6 +145,7 @@ class Conductor:
             usable_accounts=configuration.usable_accounts,
             health=self.health,
             experience=self.experience,
+            validity=self.validity,
             now=self.clock.now(),
         )
 
@@ -236,6 +240,7 @@ class Conductor:
             this, call, intent = await self._begin(exchange, candidate, number, held)
             outcome = await self._attempt(exchange, this, call, reply, watch)
             self._teach_health(candidate, outcome)
+            self._teach_validity(exchange.principal, candidate, outcome)
             charge = rate(outcome.usage, this.price, cache_ttl=intent.cache_ttl)
             self._post(exchange, charge.cost)
             spending.add(charge.cost, outcome.usage.input_tokens + outcome.usage.output_tokens)
@@ -374,6 +379,20 @@ class Conductor:
         if failure is not None and about is not None:
             self.health.failed(about, failure)
         self.health.release_probe(subject for subject in involved if subject != about)
+
+    def _teach_validity(self, principal: Principal, candidate: Candidate, outcome: Outcome) -> None:
+        """Whether the tool calls of this answer were right."""
+        if outcome.judgement is None:
+            return
+        self.validity.apply(
+            Checked(
+                provider=candidate.provider,
+                model=candidate.deployment.model,
+                tenant=principal.team or principal.key_id,
+                at=self.clock.now().timestamp(),
+                fault=next(iter(outcome.judgement.faults), None),
+            )
+        )
 
     def _may_follow(self, exchange: Exchange, outcome: Outcome, tried: Candidate, number: int, watch: Watch) -> bool:
         """Whether this end allows another attempt at all (law L9)."""

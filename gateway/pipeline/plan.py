@@ -9,6 +9,7 @@ from gateway.core.catalogue import Catalogue, Deployment
 from gateway.core.exchange import Admitted, Candidate, Exclusion, Plan, Principal
 from gateway.core.refusal import Refusal, RefusalCode, RefusedError
 from gateway.core.routing import Circumstances, plan, retry_after_seconds
+from gateway.core.validity import Validity
 from gateway.pipeline.experience import Experience
 from gateway.pipeline.ports import HealthBook
 from gateway.surfaces import chat_completions
@@ -22,6 +23,7 @@ class Planning:
     usable_accounts: frozenset[tuple[str, str]]
     health: HealthBook
     experience: Experience
+    validity: Validity
     now: datetime
 
 
@@ -44,6 +46,7 @@ def make_plan(admitted: Admitted, principal: Principal, planning: Planning) -> P
         answer_length=planning.experience.answer_length(model.name),
         pace=planning.experience.pace,
         now=planning.now,
+        validity=planning.validity,
     )
     return plan(
         request,
