@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Final, NamedTuple, Protocol
+
+import msgspec
 
 from gateway.core.alert import Alert
 from gateway.core.allowance import Balance, Demand, Posting, Verdict
@@ -16,7 +20,8 @@ from gateway.core.catalogue import Timeouts
 from gateway.core.exchange import Principal
 from gateway.core.failure import Failure
 from gateway.core.grants import Administrator
-from gateway.core.health import Health, Subject
+from gateway.core.happenings import Happening
+from gateway.core.health import Health, HealthChanged, Subject
 from gateway.core.keys import KeyChange, KeyGrant, KeyRecord
 from gateway.core.ledger import LedgerEntry, Record
 from gateway.core.organisation import Organisation
@@ -46,22 +51,77 @@ class Ids(Protocol):
 
 
 class HealthBook(Protocol):
-    """Every subject's health, as far as this process knows it."""
+    """Every subject's health, as far as this process knows it. ``began`` is when the attempt in question was sent."""
 
     def of(self, subject: Subject) -> Health: ...
 
-    def succeeded(self, subjects: Iterable[Subject]) -> None:
+    def out(self) -> Sequence[tuple[Subject, Health]]:
+        """Those that are not in, by name."""
+        ...
+
+    def answering(self, subjects: Iterable[Subject], *, began: datetime) -> None:
+        """The first byte of an answer was relayed: who probes has its answer, long before the end."""
+        ...
+
+    def succeeded(self, subjects: Iterable[Subject], *, began: datetime) -> None:
         """An attempt worked with all of these."""
         ...
 
-    def failed(self, subject: Subject, failure: Failure) -> None: ...
+    def failed(self, subject: Subject, failure: Failure, *, began: datetime, billed: bool) -> None: ...
 
-    def claim_probe(self, subjects: Iterable[Subject]) -> None:
-        """One request goes to see whether these are well again, where they wait for that."""
+    def asked_for_free(self, subjects: Iterable[Subject], *, ok: bool) -> None:
+        """A question that costs nothing was answered as it would be by these in health, or was not."""
+        ...
+
+    async def claim_probe(self, subjects: Iterable[Subject]) -> bool:
+        """Whether this request may go to see whether these are well again, where they wait for that: one request at a
+        time, over all replicas. At once where nobody waits."""
         ...
 
     def release_probe(self, subjects: Iterable[Subject]) -> None:
         """The probe ended without a lesson."""
+        ...
+
+
+class BalanceTold(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="b"):
+    """What a provider said is left on an account at ``at`` (Unix seconds); ``unit`` is USD, CNY or credits."""
+
+    provider: str
+    account: str
+    available: Decimal
+    unit: str
+    at: float
+
+
+Message = Happening | HealthChanged | BalanceTold
+"""What replicas tell each other. None of it decides about money that is held or charged."""
+
+
+class Gossip(Protocol):
+    """What replicas tell each other, in each one's order and at most once; nobody waits for it."""
+
+    def tell(self, message: Message) -> None:
+        """Tells all others soon. Immediate, and never raises; what cannot be told is forgotten, the oldest first."""
+        ...
+
+    def on_heard(self, callback: Callable[[Message], None]) -> None:
+        """Whom to tell what others have told. Before ``run``."""
+        ...
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Tells and hears until ``stop``, first what was told lately."""
+        ...
+
+
+class Claims(Protocol):
+    """What one of all replicas does at a time. A claim ends by itself; without shared state each has its own."""
+
+    async def claim(self, what: str, seconds: float) -> bool:
+        """Whether it is now this one's. Never raises, and does not wait for long."""
+        ...
+
+    def give_back(self, what: str) -> None:
+        """It is over. Immediate."""
         ...
 
 
@@ -201,6 +261,22 @@ class Upstreams(Protocol):
 
     async def open(self, call: UpstreamCall) -> UpstreamAnswer:
         """Sends the request and waits for the head of the answer. Raises UpstreamFailedError."""
+        ...
+
+
+class FreeAnswer(NamedTuple):
+    """What came of a free question."""
+
+    status: int
+    body: bytes
+
+
+class Inquiries(Protocol):
+    """The providers' endpoints that cost nothing: lists of models, balances."""
+
+    async def ask(self, provider: str, account: str, url: str, *, key_member: str | None = None) -> FreeAnswer:
+        """GET with the account's credential, in the query under ``key_member`` where the provider wants it there.
+        Bounded in time and size. Raises UpstreamFailedError."""
         ...
 
 
