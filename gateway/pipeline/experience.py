@@ -13,7 +13,7 @@ from gateway.core.estimate import (
     Calibration,
     part_tokens,
 )
-from gateway.core.routing import UNKNOWN_PACE, Pace
+from gateway.core.load import UNKNOWN_PACE, Pace
 
 PACE_WEIGHT: Final = 0.1
 WHOLE_FRAME_BYTES: Final = 400
