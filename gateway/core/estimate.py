@@ -47,7 +47,7 @@ class Calibration:
 
 
 NO_CALIBRATION: Final = Calibration(bytes_seen=0, tokens_seen=0)
-"""Of a part of a model's traffic of which nothing is known yet; only ever read beside the whole, by :func:`part_tokens`."""
+"""Of a part of a model's traffic of which nothing is known yet; only read beside the whole, by :func:`part_tokens`."""
 
 
 def part_tokens(part: Calibration, whole: Calibration, size_bytes: int) -> int:
