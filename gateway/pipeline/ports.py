@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple, Protocol
@@ -402,7 +402,7 @@ class MoneyReports(Protocol):
 
     def past(
         self, start: datetime, end: datetime, *, model: str | None = None, team: str | None = None
-    ) -> AsyncIterator[PastRequest]:
+    ) -> AsyncGenerator[PastRequest, None]:
         """One request at a time with what it cost and the prefixes that were kept of it, in order of time."""
         ...
 
