@@ -1,4 +1,4 @@
-"""How far the savings report is from the truth: shadows of routed traffic against the same traffic sent to one provider.
+"""How far the savings report is from the truth: shadows of routed traffic against all of it sent to one provider.
 
 The study's simulator (`../shared/tools/routing_sim.py`, with its traces) routes a trace by its reference policy; our
 shadow sees what a ledger would have kept of it: who served what, with which tokens billed as cached. It predicts what
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -38,11 +37,11 @@ class Cell(NamedTuple):
     trace: str
     scenario: str
     limit_percent: float
-    changes: dict[str, float] = {}
+    changes: tuple[tuple[str, float], ...] = ()
 
     @property
     def name(self) -> str:
-        return " ".join([self.trace, self.scenario, *(f"{name}={value:g}" for name, value in self.changes.items())])
+        return " ".join([self.trace, self.scenario, *(f"{name}={value:g}" for name, value in self.changes)])
 
 
 class Line(NamedTuple):
@@ -67,8 +66,8 @@ class Line(NamedTuple):
 CELLS: Final = (
     Cell("conversation", "flap30", 1.0),
     Cell("conversation", "cross-nocache", 1.0),
-    Cell("conversation", "flap30", 2.0, {"ttl": 300.0, "q": 0.2}),
-    Cell("conversation", "cross-nocache", 2.0, {"ttl": 300.0, "q": 0.2}),
+    Cell("conversation", "flap30", 2.0, (("ttl", 300.0), ("q", 0.2))),
+    Cell("conversation", "cross-nocache", 2.0, (("ttl", 300.0), ("q", 0.2))),
     Cell("agentic", "cross-nocache", 1.0),
     Cell("agentic", "flap30", 1.0),
     Cell("synthetic", "cross-nocache", 2.0),
@@ -108,7 +107,7 @@ def run(cell: Cell) -> list[Line]:
     """Routes the trace, casts the shadows, and asks the simulator for the truth."""
     simulator = _simulator()
     trace = simulator.load(cell.trace)
-    accounts = simulator.scenario(cell.scenario, trace, **cell.changes)
+    accounts = simulator.scenario(cell.scenario, trace, **dict(cell.changes))
     log: list[tuple[int, int, float, int, int]] = []
     policy = _recording(simulator, log)
     simulator.Simulator(trace, accounts).run(policy)
@@ -165,12 +164,12 @@ def _recording(simulator: ModuleType, log: list[tuple[int, int, float, int, int]
 
 
 def _catalogue(accounts: list[Any]) -> Catalogue:
-    unit: Callable[[float], UnitPrice] = lambda usd: UnitPrice(round(usd * 1e6))
+    def unit(usd: float) -> UnitPrice:
+        return UnitPrice(round(usd * 1e6))
+
     cards, prices = {}, []
     for account in accounts:
-        deployment = Deployment(
-            provider=account.name, model=MODEL, upstream=MODEL, context=2**20, max_output=2**18
-        )
+        deployment = Deployment(provider=account.name, model=MODEL, upstream=MODEL, context=2**20, max_output=2**18)
         cards[account.name] = ProviderCard(
             name=account.name, dialect="openai", base_url="https://example.com/v1", deployments={MODEL: deployment}
         )

@@ -27,8 +27,8 @@ LIST_PRICE: Final = "list price"
 """The baseline that always takes the lowest sum of input and output list price, as if there were no caches."""
 GROUPS: Final = 32
 """Conversations are dealt into so many groups; leaving out one at a time says how much a figure owes to chance."""
-BOUNDARIES_MAX: Final = 500_000
-"""Boundaries remembered per index, least recently used out: hours of traffic, in about 75 MB."""
+BOUNDARIES_MAX: Final = 250_000
+"""Boundaries remembered per cache, least recently used out: a hundred thousand requests that go on as long."""
 _MIX: Final = 0x9E3779B97F4A7C15
 
 
@@ -139,7 +139,7 @@ class Check:
     """What a provider billed for the requests that it did serve, by group of conversations, beside what is needed to
     predict each group from the others."""
 
-    __slots__ = ("cached", "discounts", "evidence", "requests", "total", "without_cache", "billed")  # noqa: RUF023
+    __slots__ = ("billed", "cached", "discounts", "evidence", "requests", "total", "without_cache")
 
     def __init__(self) -> None:
         self.requests = 0
@@ -190,13 +190,15 @@ class ModelShadow:
         for price in priced:
             self._tally(price.provider).add(request, price, everything)
         if priced:
-            chosen = min(priced, key=lambda price: (price.input.pico_per_token + price.output.pico_per_token))
+            chosen = min(priced, key=lambda price: price.input.pico_per_token + price.output.pico_per_token)
             index = self._by_list_price.setdefault(chosen.provider, Index())
             self._tally(LIST_PRICE).add(request, chosen, index.segments(prompt.digests, tokens, at))
             index.use(prompt.digests, at)
         self._learn(request, prompt, tokens, at, paid)
 
-    def _learn(self, request: PastRequest, prompt: Prompt, tokens: Sequence[int], at: float, paid: Price | None) -> None:
+    def _learn(
+        self, request: PastRequest, prompt: Prompt, tokens: Sequence[int], at: float, paid: Price | None
+    ) -> None:
         """From what was really billed, at the cache that really was asked."""
         index = self._accounts.setdefault((request.provider, request.account), Index())
         segments = index.segments(prompt.digests, tokens, at)
@@ -222,7 +224,7 @@ class ModelShadow:
 
 
 class Shadow:
-    """All models together, and what could not be compared: requests from before prefixes were kept, or without tokens."""
+    """All models together, and what cannot be compared: requests whose prefixes nobody kept, or nobody answered."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self.models: dict[str, ModelShadow] = {}
@@ -247,9 +249,7 @@ class Shadow:
 
 def without_cache(request: PastRequest, price: Price) -> Money:
     """What the request costs at a price where nothing of it is cached."""
-    return expected_cost(
-        price, input_tokens=request.input_tokens, cached_tokens=0, output_tokens=request.output_tokens
-    )
+    return expected_cost(price, input_tokens=request.input_tokens, cached_tokens=0, output_tokens=request.output_tokens)
 
 
 def add_discounts(discounts: list[int], segments: Iterable[Segment], price: Price) -> None:
@@ -265,7 +265,7 @@ def brought_to(prompt: Prompt, input_tokens: int) -> tuple[int, ...]:
     an earlier answer stays as it was told."""
     estimated = prompt.input_tokens
     kept = prompt.anchored_tokens if prompt.anchored_tokens < min(estimated, input_tokens) else 0
-    if estimated == input_tokens or estimated == kept:
+    if estimated in (input_tokens, kept):
         return tuple(min(count, input_tokens) for count in prompt.tokens)
     span, target = estimated - kept, input_tokens - kept
     return tuple(count if count <= kept else kept + (count - kept) * target // span for count in prompt.tokens)

@@ -478,7 +478,7 @@ class MoneyReports(Protocol):
 
     def past(
         self, start: datetime, end: datetime, *, model: str | None = None, team: str | None = None
-    ) -> AsyncIterator[PastRequest]:
+    ) -> AsyncGenerator[PastRequest, None]:
         """One request at a time with what it cost and the prefixes that were kept of it, in order of time."""
         ...
 

@@ -1,7 +1,7 @@
 """What a request shares with others is kept beside its plan: digests and token counts of its prefixes, no content.
 
-All three are null in rows from before. The packed form of a prompt is described in gateway/adapters/postgres/prompts.py:
-13 bytes and 12 per boundary.
+All three are null in rows from before. The packed form of a prompt (13 bytes and 12 per boundary) is described in
+gateway/adapters/postgres/prompts.py.
 """
 
 from collections.abc import Sequence
