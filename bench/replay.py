@@ -96,7 +96,9 @@ def scenario_of(accounts: list[Any], seed: int, routing: RoutingTerms) -> Scenar
             dialect="openai",
             base_url="",
             accounts=(*(before.accounts if before else ()), account),
-            deployments={MODEL: Deployment(provider=provider, model=MODEL, upstream=MODEL, context=2**31, max_output=2**17)},
+            deployments={
+                MODEL: Deployment(provider=provider, model=MODEL, upstream=MODEL, context=2**31, max_output=2**17)
+            },
         )
         hit = None if each.price.hit is None else UnitPrice.from_usd_per_million(str(each.price.hit))
         prices[provider] = Price(
@@ -152,9 +154,12 @@ def measure(sim: Any, name: str, trace: Any, rows: list[Row], seed: int) -> dict
         "errors": {policy: each["errors"] for policy, each in theirs.items()},
         "ours": {policy: float(each.expected.usd()) for policy, (each, _) in ours.items()},
         "seconds": ours["list_price"][1],
-        "p95": [theirs["cheapest-list"]["p95_ttft"], sorted(tally.first_token_seconds)[int(len(rows) * .95)]],
+        "p95": [theirs["cheapest-list"]["p95_ttft"], sorted(tally.first_token_seconds)[int(len(rows) * 0.95)]],
         "hit": [theirs["cheapest-list"]["hit"], tally.cached_share],
-        "fail": tally.failures, "refused": tally.refusals, "unserved": tally.unserved, "moves": tally.moves,
+        "fail": tally.failures,
+        "refused": tally.refusals,
+        "unserved": tally.unserved,
+        "moves": tally.moves,
     }
 
 

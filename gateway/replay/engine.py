@@ -1,7 +1,7 @@
 """One policy over all rows in virtual time: it plans by the live gateway's core and meets a world it knows nothing of.
 
 The order of a request is the live one: plan, room at an account, attempt, and on failure the next candidate while the
-retry budget lasts. A client that is refused asks again a second later, so that every policy serves the same requests.
+retry budget lasts. A client that is refused asks again, so that every policy serves the same requests.
 A failed attempt takes a second and is not billed. An account's minute is taken by what a request really reads and
 writes: the live gateway holds more and gives it back, and a trace does not say how much more.
 """
@@ -9,6 +9,7 @@ writes: the live gateway holds more and gives it back, and a trace does not say 
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -28,6 +29,8 @@ from gateway.replay.scenario import Scenario
 from gateway.replay.world import PARTS_PER_MILLION, AccountKey, AccountWorld
 
 ASK_AGAIN_SECONDS: Final = 1.0
+ASK_AGAIN_SECONDS_MAX: Final = 60.0
+"""A client that is refused asks again after a second, then after twice as long each time."""
 FAILURE_SECONDS: Final = 1.0
 WAIT_SECONDS_MAX: Final = 1.0
 """A request that waits for room looks again at least this often, as the live one does."""
@@ -40,7 +43,8 @@ class _Kind(IntEnum):
     READABLE = 0
     ANSWERED = 1
     FAILED = 2
-    DUE = 3
+    WAKE = 3
+    DUE = 4
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -50,8 +54,10 @@ class _Request:
     place: int
     row: Row
     attempts: int = 0
-    first_look: bool = True
-    left: list[Candidate] = field(default_factory=list)  # of its plan, after those that were tried
+    attempts_before: int = 0
+    is_new: bool = True
+    refusals: int = 0
+    left: list[Candidate] = field(default_factory=list)  # of its plan: those that are not tried yet
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -70,7 +76,7 @@ class _Attempt:
         return f"{self.request.place}.{self.number}"
 
 
-Event = tuple[float, _Kind, int, _Request | _Attempt]
+Event = tuple[float, _Kind, int, _Request | _Attempt | None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -90,6 +96,8 @@ class Engine:
     _rooms: dict[AccountKey, ScopeState] = field(init=False, default_factory=dict)
     _served_by: dict[int, AccountKey] = field(init=False, default_factory=dict)
     _retries: RetryBudget = field(init=False, default_factory=RetryBudget)
+    _waiting: deque[_Request] = field(init=False, default_factory=deque)
+    _wakes_at: float = field(init=False, default=-1.0)
     _done: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
@@ -108,7 +116,9 @@ class Engine:
         heapq.heapify(self._events)
         while self._events:
             at, kind, _, what = heapq.heappop(self._events)
-            if isinstance(what, _Request):
+            if what is None:
+                self._wake(at)
+            elif isinstance(what, _Request):
                 self._due(what, at)
             elif kind is _Kind.READABLE:
                 self._world(what.candidate).cache.use(what.request.row.prompt, what.sent_at)
@@ -118,7 +128,7 @@ class Engine:
                 self._failed(what, at)
         return self.tally
 
-    def _push(self, at: float, kind: _Kind, what: _Request | _Attempt) -> None:
+    def _push(self, at: float, kind: _Kind, what: _Request | _Attempt | None) -> None:
         self._number += 1
         heapq.heappush(self._events, (at, kind, self._number, what))
 
@@ -129,26 +139,46 @@ class Engine:
         return self._accounts[(candidate.provider, candidate.account)]
 
     def _due(self, request: _Request, at: float) -> None:
-        """A request looks for an account: it is sent, waits for room, is refused, or nobody can ever serve it."""
-        if not request.attempts and request.first_look:
-            request.first_look = False
+        """A request arrives, or asks again. Where others wait for room nobody overtakes them."""
+        if request.is_new:
+            request.is_new = False
             self._retries = self._retries.earn()
+        if self._waiting or not self._is_off(request, at):
+            self._waiting.append(request)
+            self._wake_in(self._room_in(request, at), at)
+
+    def _wake(self, at: float) -> None:
+        """Those that wait are looked at in turn, until one still finds no room."""
+        while self._waiting and self._is_off(self._waiting[0], at):
+            self._waiting.popleft()
+        if self._waiting:
+            self._wake_in(self._room_in(self._waiting[0], at), at)
+
+    def _wake_in(self, seconds: float, at: float) -> None:
+        if not at < self._wakes_at <= at + seconds:
+            self._wakes_at = at + seconds
+            self._push(self._wakes_at, _Kind.WAKE, None)
+
+    def _is_off(self, request: _Request, at: float) -> bool:
+        """Plans, and sends to the first that has room. A request that nobody can serve now is refused, one that nobody
+        can ever serve is given up; False for one that has to wait for room."""
         made = self._gateway.plan(request.row, self._moment(at))
         candidates = [each for each in made.routable if self._may_fit(request, each)]
         if not candidates:
-            if _can_ever(made) and not made.routable:
+            if not made.routable and _may_change(made):
                 self._refuse(request, at, retry_after_seconds(made))
             else:
                 self._end(is_served=False)
-            return
+            return True
         chosen = self._with_room(request, candidates, at)
         if chosen is None:
-            self._push(at + self._room_in(request, candidates, at), _Kind.DUE, request)
-            return
+            request.left = candidates
+            return False
         self._note_move(request, chosen, candidates, at)
         candidates.remove(chosen)
         request.left = candidates
         self._send(request, chosen, at)
+        return True
 
     def _tokens(self, request: _Request) -> int:
         return request.row.input_tokens + request.row.output_tokens
@@ -166,15 +196,15 @@ class Engine:
     def _with_room(self, request: _Request, candidates: Sequence[Candidate], at: float) -> Candidate | None:
         return next((each for each in candidates if self._has_room(request, each, at)), None)
 
-    def _room_in(self, request: _Request, candidates: Sequence[Candidate], at: float) -> float:
+    def _room_in(self, request: _Request, at: float) -> float:
         """Seconds until it is worth looking again."""
         tokens, now_ms = self._tokens(request), int(at * 1000)
         shortest = WAIT_SECONDS_MAX
-        for each in candidates:
+        for each in request.left:
             room = self._rooms[(each.provider, each.account)]
             lacking = room.lacks(each.limits, tokens, now_ms)
-            assert lacking is not None
-            shortest = min(shortest, room.wait_ms(each.limits, lacking, tokens, now_ms) / 1000)
+            if lacking is not None:
+                shortest = min(shortest, room.wait_ms(each.limits, lacking, tokens, now_ms) / 1000)
         return shortest
 
     def _note_move(self, request: _Request, chosen: Candidate, candidates: Sequence[Candidate], at: float) -> None:
@@ -193,7 +223,9 @@ class Engine:
         self._rooms[(candidate.provider, candidate.account)].take(
             candidate.limits, self._tokens(request), int(at * 1000)
         )
-        attempt = _Attempt(request=request, candidate=candidate, sent_at=at, number=request.attempts)
+        attempt = _Attempt(
+            request=request, candidate=candidate, sent_at=at, number=request.attempts_before + request.attempts
+        )
         self._gateway.sent(attempt.name, row, candidate, self._moment(at))
         if world.is_out(at):
             self._push(at + FAILURE_SECONDS, _Kind.FAILED, attempt)
@@ -239,6 +271,8 @@ class Engine:
             first_seconds=attempt.first_token_at - attempt.sent_at,
         )
         self._end(is_served=True)
+        if self._waiting:
+            self._wake(at)
 
     def _failed(self, attempt: _Attempt, at: float) -> None:
         """Nobody was there: the next candidate that is well and has room, or the client is refused."""
@@ -256,7 +290,7 @@ class Engine:
             well = self._gateway.well(request.left, now)
             following = self._with_room(request, well, at)
         if following is None or budget is None:
-            self._refuse(request, at, ASK_AGAIN_SECONDS)
+            self._refuse(request, at, 0.0)
             return
         self._retries = budget
         request.left.remove(following)
@@ -266,9 +300,11 @@ class Engine:
     def _refuse(self, request: _Request, at: float, seconds: float) -> None:
         """The client is told so, and asks again as a request of its own."""
         self.tally.refusals += 1
+        patience = min(ASK_AGAIN_SECONDS * 2**request.refusals, ASK_AGAIN_SECONDS_MAX)
+        request.refusals += 1
+        request.attempts_before += request.attempts
         request.attempts = 0
-        request.left = []
-        self._push(at + max(seconds, ASK_AGAIN_SECONDS), _Kind.DUE, request)
+        self._push(at + max(seconds, patience), _Kind.DUE, request)
 
     def _end(self, *, is_served: bool) -> None:
         self.tally.unserved += not is_served
@@ -280,7 +316,7 @@ class Engine:
 _MAY_RETURN: Final = frozenset({Exclusion.COOLING, Exclusion.EJECTED, Exclusion.GONE})
 
 
-def _can_ever(made: Plan) -> bool:
+def _may_change(made: Plan) -> bool:
     """Whether somebody who is out now could serve it later."""
     return any(each.exclusion in _MAY_RETURN for each in made.candidates)
 

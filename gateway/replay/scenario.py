@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from gateway.core.catalogue import Catalogue, Model
+from gateway.core.catalogue import Catalogue, Model, Policy
 from gateway.replay.world import ProviderTerms
 
 USUAL_TERMS = ProviderTerms(outages={})
@@ -35,3 +35,8 @@ class Scenario:
         """The same with one provider."""
         kept = {name: card for name, card in self.catalogue.providers.items() if name == provider}
         return replace(self, catalogue=replace(self.catalogue, providers=kept))
+
+    def under(self, policy: Policy) -> Scenario:
+        """The same under another policy."""
+        routing = replace(self.catalogue.routing, policy=policy)
+        return replace(self, catalogue=replace(self.catalogue, routing=routing))
