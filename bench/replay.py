@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from gateway.core.catalogue import Account, Catalogue, Deployment, Model, Policy, ProviderCard, RoutingTerms
+from gateway.core.catalogue import Account, Catalogue, Deployment, Model, ProviderCard, RoutingTerms
 from gateway.core.money import UnitPrice
 from gateway.core.prefix import Prompt
 from gateway.core.pricing import Price, PriceTable

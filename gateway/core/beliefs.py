@@ -10,11 +10,11 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, assert_never
 
-from gateway.core.continuation import Continuation, Outlook, Turn
+from gateway.core.continuation import Continuation, Outlook
 from gateway.core.happenings import Answered, Ended, Happening, Sent
 from gateway.core.limits import RateLimits
 from gateway.core.load import UNKNOWN_PACE, Failures, Load, Pace, moved
-from gateway.core.prefix import Prompt
+from gateway.core.prefix import Prompt, Turn
 from gateway.core.survival import UNKNOWN, Survival
 from gateway.core.warmth import BOUNDARIES_MAX, AccountKey, CacheKey, Match, Warmth
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from gateway.core.happenings import Sent
-from gateway.core.prefix import Prompt
+from gateway.core.prefix import FIRST_TURN, Prompt, Turn
 from gateway.core.survival import AGES_COUNT, age_index
 
 TURNS: Final = 8
@@ -31,16 +31,6 @@ GROWTH_PRIOR: Final = 800.0
 """Tokens that a turn adds: an answer without its thoughts, and a question or a tool's result."""
 GROUPS_MAX: Final = 4_096
 PROMPTS_MAX: Final = 100_000
-
-
-class Turn(NamedTuple):
-    """The 0-based turn of its conversation, and the digest of the prompt it continues, 0 where it begins one."""
-
-    number: int
-    follows: int
-
-
-FIRST_TURN: Final = Turn(0, 0)
 
 
 class Outlook(NamedTuple):

@@ -18,7 +18,7 @@ from gateway.core.budget import ORGANISATION, Budget, scope_of_key, scope_of_tea
 from gateway.core.catalogue import Deployment, Model
 from gateway.core.limits import NO_LIMITS, NO_RATES, RateLimits, RateStates
 from gateway.core.money import Money, UnitPrice
-from gateway.core.prefix import NO_FINGERPRINT, Fingerprint
+from gateway.core.prefix import FIRST_TURN, NO_FINGERPRINT, Fingerprint, Prompt, Turn
 from gateway.core.pricing import DEFAULT_CACHE_TTL, Price
 
 NO_TAGS: Final[Mapping[str, str]] = MappingProxyType({})
@@ -133,13 +133,16 @@ class InferenceRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admitted:
-    """A request that may be planned for, with its model, the estimate of its input, and its fingerprint as one of that
-    model."""
+    """A request that may be planned for, with its model, and its prefixes in tokens."""
 
     request: InferenceRequest
     model: Model
-    input_tokens: int
-    fingerprint: Fingerprint = NO_FINGERPRINT
+    prompt: Prompt
+
+    @property
+    def input_tokens(self) -> int:
+        """The estimate of its input."""
+        return self.prompt.tokens[-1]
 
 
 class CandidateState(StrEnum):
@@ -224,6 +227,7 @@ class Plan:
     output_tokens_estimate: int
     candidates: tuple[Candidate, ...]
     made_at: datetime
+    turn: Turn = FIRST_TURN
 
     @property
     def routable(self) -> tuple[Candidate, ...]:

@@ -67,4 +67,4 @@ class Checked(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="c"):
     fault: Fault | None = None
 
 
-Happening = Sent | Answered | Ended | Checked
+Happening = Sent | Answered | Ended

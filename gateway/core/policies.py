@@ -10,8 +10,8 @@ from typing import assert_never
 
 from gateway.core.beliefs import Beliefs
 from gateway.core.catalogue import Policy
-from gateway.core.continuation import Turn
 from gateway.core.exchange import Candidate
+from gateway.core.prefix import Turn
 
 Order = Callable[[Candidate], tuple[float | int | str, ...]]
 

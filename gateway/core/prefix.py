@@ -84,6 +84,16 @@ class Prompt(msgspec.Struct, frozen=True, gc=False):
         return tuple([self.digests[place] for place in kept]), tuple([self.tokens[place] for place in kept])
 
 
+class Turn(NamedTuple):
+    """The 0-based turn of its conversation, and the digest of the prompt it continues, 0 where it begins one."""
+
+    number: int
+    follows: int
+
+
+FIRST_TURN: Final = Turn(0, 0)
+
+
 def prompt_of(
     fingerprint: Fingerprint, *, anchor: tuple[int, int] | None, tokens_of_bytes: Callable[[int], int]
 ) -> Prompt:

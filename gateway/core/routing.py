@@ -14,7 +14,6 @@ import msgspec
 
 from gateway.core.beliefs import Beliefs
 from gateway.core.catalogue import Account, Catalogue, Deployment, Model, Policy, ProviderCard
-from gateway.core.continuation import Turn
 from gateway.core.estimate import AnswerLength
 from gateway.core.exchange import Candidate, CandidateState, Exclusion, InferenceRequest, Plan, Principal, Sort
 from gateway.core.health import WELL, WHY, Health, Subject
@@ -22,7 +21,7 @@ from gateway.core.limits import limits_of_account
 from gateway.core.load import UNKNOWN_PACE, Pace
 from gateway.core.money import Money
 from gateway.core.policies import order_of
-from gateway.core.prefix import Prompt
+from gateway.core.prefix import Prompt, Turn
 from gateway.core.pricing import Price
 from gateway.core.scoring import Offer, scored, units_of
 from gateway.core.validity import Validity
@@ -99,6 +98,7 @@ def plan(
         output_tokens_estimate=circumstances.answer_length.expected(model.default_max_output),
         candidates=(*routable, *excluded),
         made_at=circumstances.now,
+        turn=turn,
     )
 
 
@@ -239,9 +239,7 @@ def _barred_by_request(request: InferenceRequest, deployment: Deployment, input_
     return None
 
 
-def _barred_by_validity(
-    request: InferenceRequest, circumstances: Circumstances, deployment: Deployment
-) -> _Bar | None:
+def _barred_by_validity(request: InferenceRequest, circumstances: Circumstances, deployment: Deployment) -> _Bar | None:
     """Where too few tool-call answers are right, requests with tools go elsewhere."""
     share_min = circumstances.catalogue.routing.min_tool_call_validity
     if not share_min or "tools" not in request.needs:

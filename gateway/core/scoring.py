@@ -17,11 +17,11 @@ from typing import Final, NamedTuple
 
 from gateway.core.beliefs import Beliefs
 from gateway.core.catalogue import RoutingTerms
-from gateway.core.continuation import Outlook, Turn
+from gateway.core.continuation import Outlook
 from gateway.core.exchange import Score
 from gateway.core.limits import RateLimits
 from gateway.core.money import PICO_PER_USD
-from gateway.core.prefix import Prompt
+from gateway.core.prefix import Prompt, Turn
 from gateway.core.pricing import Price
 from gateway.core.survival import AGES
 from gateway.core.usage import Meter

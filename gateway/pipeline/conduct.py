@@ -28,7 +28,6 @@ from gateway.core.exchange import (
     Principal,
 )
 from gateway.core.failure import Advice, Failure, FailureClass, advise
-from gateway.core.happenings import Checked
 from gateway.core.health import Subject, subject_of
 from gateway.core.ledger import Intent, LedgerEntry, PlanRecord
 from gateway.core.money import ZERO, Money
@@ -37,12 +36,12 @@ from gateway.core.refusal import INTERNAL, RefusedError
 from gateway.core.retry_budget import RetryBudget
 from gateway.core.routing import subjects
 from gateway.core.usage import NO_USAGE, UsageSource
-from gateway.core.validity import Validity
 from gateway.pipeline.admit import admit, for_model, successor
 from gateway.pipeline.attempt import Attempting, attempt
 from gateway.pipeline.authenticate import authenticate
 from gateway.pipeline.exchange import Configuration, Exchange
 from gateway.pipeline.experience import Experience
+from gateway.pipeline.noting import Noting
 from gateway.pipeline.outcome import Outcome
 from gateway.pipeline.plan import Planning, is_gone_everywhere, make_plan, no_candidate
 from gateway.pipeline.ports import (
@@ -98,9 +97,10 @@ class Conductor:
     clock: Clock
     ids: Ids
     allowances: Allowances
+    noting: Noting
+    fingerprint_seed: int = 0
     turns: Turns = field(default_factory=Turns)
     retry_budget: RetryBudget = field(default_factory=RetryBudget)
-    validity: Validity = field(default_factory=Validity)
 
     async def authenticate(self, headers: Mapping[str, str]) -> Principal:
         """Who asks. Raises RefusedError."""
@@ -110,7 +110,10 @@ class Conductor:
         """Admits a request and plans for it: everything before money may be spent. Raises RefusedError."""
         now = self.clock.now()
         catalogue = self.configuration.catalogue
-        admitted = admit(body, headers, principal, catalogue, self.experience, today=now.date())
+        beliefs = self.noting.beliefs
+        admitted = admit(
+            body, headers, principal, catalogue, self.experience, beliefs, today=now.date(), seed=self.fingerprint_seed
+        )
         made = make_plan(admitted, principal, self._planning(self.configuration))
         if is_gone_everywhere(made):
             admitted, made = self._follow(admitted, made, principal)
@@ -132,7 +135,9 @@ class Conductor:
             raise gone(model, catalogue, made)
         warning = f"{model.name} is retired; {follower.name} answers"
         request = replace(admitted.request, warnings=(*admitted.request.warnings, warning))
-        followed = for_model(request, follower, principal, catalogue, self.experience, today=made.made_at.date())
+        followed = for_model(
+            request, follower, principal, catalogue, self.experience, self.noting.beliefs, today=made.made_at.date()
+        )
         return followed, make_plan(followed, principal, self._planning(self.configuration))
 
     def _plan_again(self, exchange: Exchange) -> Plan:
@@ -145,7 +150,8 @@ class Conductor:
             usable_accounts=configuration.usable_accounts,
             health=self.health,
             experience=self.experience,
-            validity=self.validity,
+            beliefs=self.noting.beliefs,
+            validity=self.noting.validity,
             now=self.clock.now(),
         )
 
@@ -238,9 +244,10 @@ class Conductor:
         while True:
             number = len(failures) + 1
             this, call, intent = await self._begin(exchange, candidate, number, held)
+            self.noting.sent(exchange, this)
             outcome = await self._attempt(exchange, this, call, reply, watch)
             self._teach_health(candidate, outcome)
-            self._teach_validity(exchange.principal, candidate, outcome)
+            self.noting.over(exchange, this, outcome)
             charge = rate(outcome.usage, this.price, cache_ttl=intent.cache_ttl)
             self._post(exchange, charge.cost)
             spending.add(charge.cost, outcome.usage.input_tokens + outcome.usage.output_tokens)
@@ -380,20 +387,6 @@ class Conductor:
             self.health.failed(about, failure)
         self.health.release_probe(subject for subject in involved if subject != about)
 
-    def _teach_validity(self, principal: Principal, candidate: Candidate, outcome: Outcome) -> None:
-        """Whether the tool calls of this answer were right."""
-        if outcome.judgement is None:
-            return
-        self.validity.apply(
-            Checked(
-                provider=candidate.provider,
-                model=candidate.deployment.model,
-                tenant=principal.team or principal.key_id,
-                at=self.clock.now().timestamp(),
-                fault=next(iter(outcome.judgement.faults), None),
-            )
-        )
-
     def _may_follow(self, exchange: Exchange, outcome: Outcome, tried: Candidate, number: int, watch: Watch) -> bool:
         """Whether this end allows another attempt at all (law L9)."""
         if outcome.failure is None or outcome.status is AttemptStatus.ABORTED or watch.is_over:
@@ -520,4 +513,7 @@ def _plan_record(exchange: Exchange) -> PlanRecord:
         made_at=exchange.plan.made_at,
         key_id=exchange.principal.key_id,
         plan=msgspec.Raw(chat_completions.render_route(exchange.plan)),
+        prompt=exchange.admitted.prompt,
+        tenant=exchange.principal.tenant,
+        turn=exchange.plan.turn.number,
     )

@@ -8,18 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gateway.core.beliefs import Beliefs
-from gateway.core.exchange import Attempt, AttemptStatus, Principal
+from gateway.core.exchange import Attempt, AttemptStatus
 from gateway.core.happenings import Answered, Checked, Ended, Happening, Sent
 from gateway.core.usage import UsageSource
 from gateway.core.validity import Validity
 from gateway.pipeline.exchange import Exchange
 from gateway.pipeline.outcome import Outcome
 from gateway.pipeline.ports import Clock, Gossip
-
-
-def tenant_of(principal: Principal) -> str:
-    """Whose traffic is alike: a team's, or that of a key without one."""
-    return principal.team or principal.key_id
 
 
 @dataclass(slots=True, kw_only=True)
@@ -33,7 +28,7 @@ class Noting:
 
     def sent(self, exchange: Exchange, this: Attempt) -> None:
         """An attempt is on its way: its prompt will be warm there."""
-        candidate, prompt = this.candidate, exchange.prompt
+        candidate, prompt, turn = this.candidate, exchange.admitted.prompt, exchange.plan.turn
         digests, tokens = prompt.remembered()
         score = candidate.score
         self._note(
@@ -42,13 +37,13 @@ class Noting:
                 provider=candidate.provider,
                 account=candidate.account,
                 model=candidate.deployment.model,
-                tenant=tenant_of(exchange.principal),
+                tenant=exchange.principal.tenant,
                 at=this.started_at.timestamp(),
                 digests=digests,
                 tokens=tokens,
                 family=prompt.family,
-                turn=exchange.turn.number,
-                follows=exchange.turn.follows,
+                turn=turn.number,
+                follows=turn.follows,
                 output_tokens=exchange.plan.output_tokens_estimate,
                 matched_tokens=0 if score is None else score.matched_tokens,
                 matched_age=0.0 if score is None else score.matched_age_seconds,
@@ -65,7 +60,7 @@ class Noting:
                     attempt_id=this.attempt_id,
                     at=now.timestamp(),
                     input_tokens=outcome.usage.input_tokens,
-                    cached_tokens=outcome.usage.cached_tokens or 0,
+                    cached_tokens=outcome.usage.cache_read or 0,
                     output_tokens=outcome.usage.output_tokens,
                     seconds=(now - this.started_at).total_seconds(),
                     first_chunk_seconds=None
@@ -76,27 +71,25 @@ class Noting:
         else:
             is_read = outcome.reader.has_content or outcome.usage_source is not UsageSource.NONE
             failed = outcome.failure is not None and outcome.failure.is_providers
-            self._note(
-                Ended(attempt_id=this.attempt_id, at=now.timestamp(), is_warm=is_read, is_failure=failed)
-            )
+            self._note(Ended(attempt_id=this.attempt_id, at=now.timestamp(), is_warm=is_read, is_failure=failed))
         if outcome.judgement is not None:
             self._note(
                 Checked(
                     provider=this.candidate.provider,
                     model=this.candidate.deployment.model,
-                    tenant=tenant_of(exchange.principal),
+                    tenant=exchange.principal.tenant,
                     at=now.timestamp(),
                     fault=next(iter(outcome.judgement.faults), None),
                 )
             )
 
-    def heard(self, happening: Happening) -> None:
+    def heard(self, happening: Happening | Checked) -> None:
         """Another replica's attempt."""
         if isinstance(happening, Checked):
             self.validity.apply(happening)
         else:
             self.beliefs.apply(happening)
 
-    def _note(self, happening: Happening) -> None:
+    def _note(self, happening: Happening | Checked) -> None:
         self.heard(happening)
         self.gossip.tell(happening)

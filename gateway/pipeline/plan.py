@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from gateway.core.beliefs import Beliefs
 from gateway.core.catalogue import Catalogue, Deployment
-from gateway.core.continuation import FIRST_TURN
 from gateway.core.exchange import Admitted, Candidate, Exclusion, Plan, Principal
-from gateway.core.prefix import Prompt
 from gateway.core.refusal import Refusal, RefusalCode, RefusedError
 from gateway.core.routing import Circumstances, plan, retry_after_seconds
 from gateway.core.validity import Validity
@@ -25,13 +24,14 @@ class Planning:
     usable_accounts: frozenset[tuple[str, str]]
     health: HealthBook
     experience: Experience
+    beliefs: Beliefs
     validity: Validity
     now: datetime
 
 
 def make_plan(admitted: Admitted, principal: Principal, planning: Planning) -> Plan:
     """All candidates for an admitted request, best first."""
-    request, model = admitted.request, admitted.model
+    request, model, prompt = admitted.request, admitted.model, admitted.prompt
 
     def output_limit_of(deployment: Deployment) -> int:
         return chat_completions.output_limit_for(
@@ -46,8 +46,9 @@ def make_plan(admitted: Admitted, principal: Principal, planning: Planning) -> P
         health_of=planning.health.of,
         usable_accounts=planning.usable_accounts,
         answer_length=planning.experience.answer_length(model.name),
-        pace=planning.experience.pace,
+        pace=planning.beliefs.pace,
         now=planning.now,
+        beliefs=planning.beliefs,
         validity=planning.validity,
         policy=planning.catalogue.routing.policy,
     )
@@ -56,8 +57,8 @@ def make_plan(admitted: Admitted, principal: Principal, planning: Planning) -> P
         principal,
         circumstances,
         model=model,
-        prompt=Prompt(digests=(0,), tokens=(admitted.input_tokens,)),
-        turn=FIRST_TURN,
+        prompt=prompt,
+        turn=planning.beliefs.turn(prompt, model=model.name, tenant=principal.tenant, now=planning.now.timestamp()),
         output_limit_of=output_limit_of,
     )
 

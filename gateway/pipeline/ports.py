@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -20,7 +20,7 @@ from gateway.core.catalogue import Timeouts
 from gateway.core.exchange import Principal
 from gateway.core.failure import Failure
 from gateway.core.grants import Administrator
-from gateway.core.happenings import Happening
+from gateway.core.happenings import Checked, Happening
 from gateway.core.health import Health, HealthChanged, Subject
 from gateway.core.keys import KeyChange, KeyGrant, KeyRecord
 from gateway.core.ledger import LedgerEntry, Record
@@ -93,7 +93,7 @@ class BalanceTold(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="b
     at: float
 
 
-Message = Happening | HealthChanged | BalanceTold
+Message = Happening | Checked | HealthChanged | BalanceTold
 """What replicas tell each other. None of it decides about money that is held or charged."""
 
 

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.catalogue import Account, Catalogue, Model
-from gateway.core.continuation import FIRST_TURN
 from gateway.core.estimate import AnswerLength
 from gateway.core.exchange import (
     CandidateState,
@@ -24,7 +23,7 @@ from gateway.core.exchange import (
 from gateway.core.failure import Failure, FailureClass
 from gateway.core.health import OUT_FOR, WELL, Health, Subject, after_failure, after_success, claim_probe, subject_of
 from gateway.core.load import Pace
-from gateway.core.prefix import Prompt
+from gateway.core.prefix import FIRST_TURN, Prompt
 from gateway.core.pricing import PriceTable
 from gateway.core.routing import Circumstances, plan, retry_after_seconds
 from tests.pipeline.virtual_time import START

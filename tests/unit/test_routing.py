@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from gateway.core.catalogue import Catalogue, Model
-from gateway.core.continuation import FIRST_TURN
 from gateway.core.estimate import AnswerLength
 from gateway.core.exchange import (
     Candidate,
@@ -26,7 +25,7 @@ from gateway.core.exchange import (
 from gateway.core.failure import Failure, FailureClass
 from gateway.core.health import WELL, Health, Subject, after_failure, claim_probe
 from gateway.core.load import Pace
-from gateway.core.prefix import Prompt
+from gateway.core.prefix import FIRST_TURN, Prompt
 from gateway.core.routing import Circumstances, plan, retry_after_seconds, subjects
 from tests.pipeline.virtual_time import START
 from tests.pipeline.world import ALICE, MODEL, card, catalogue, configuration, deployment, price

@@ -11,9 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Final
 
 import hiredis
@@ -146,7 +144,9 @@ class RedisGossip:
         while True:
             lost = asyncio.Event()
             try:
-                self._link = await Link.open(self._url, lambda *_, lost=lost: lost.set(), reply_seconds_max=REPLY_SECONDS_MAX)
+                self._link = await Link.open(
+                    self._url, lambda *_, lost=lost: lost.set(), reply_seconds_max=REPLY_SECONDS_MAX
+                )
             except LinkLostError as trouble:
                 troubles += 1
                 self._note(troubles, trouble)
