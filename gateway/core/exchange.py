@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from gateway.core.budget import ORGANISATION, Budget, scope_of_key, scope_of_team
-from gateway.core.catalogue import Deployment, Model
+from gateway.core.catalogue import Deployment, Model, Policy
 from gateway.core.limits import NO_LIMITS, NO_RATES, RateLimits, RateStates
 from gateway.core.money import Money, UnitPrice
 from gateway.core.prefix import FIRST_TURN, NO_FINGERPRINT, Fingerprint, Prompt, Turn
@@ -128,6 +128,7 @@ class InferenceRequest:
     tags: Mapping[str, str] = field(default_factory=no_tags)
     conversation: str | None = None
     cache_ttl: str = DEFAULT_CACHE_TTL
+    asks_plan: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -228,6 +229,7 @@ class Plan:
     candidates: tuple[Candidate, ...]
     made_at: datetime
     turn: Turn = FIRST_TURN
+    policy: Policy = Policy.EXPECTED_COST
 
     @property
     def routable(self) -> tuple[Candidate, ...]:

@@ -99,6 +99,7 @@ def plan(
         candidates=(*routable, *excluded),
         made_at=circumstances.now,
         turn=turn,
+        policy=circumstances.policy,
     )
 
 

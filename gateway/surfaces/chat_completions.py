@@ -32,7 +32,7 @@ from gateway.surfaces.errors import HEARTBEAT, bounded, invalid, refusal_of, ren
 from gateway.surfaces.extensions import take_extensions
 from gateway.surfaces.fingerprint import fingerprint_of
 from gateway.surfaces.fitness import check, output_limit_for
-from gateway.surfaces.listing import render_model, render_models, render_route
+from gateway.surfaces.listing import render_model, render_models, render_plan_header, render_route
 from gateway.surfaces.tools import read_tools
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "render_error",
     "render_model",
     "render_models",
+    "render_plan_header",
     "render_route",
     "render_stream_error",
     "render_usage",
@@ -120,6 +121,7 @@ def parse(body: bytes, *, headers: Mapping[str, str], seed: int = 0) -> Inferenc
         tags=extensions.tags,
         conversation=extensions.conversation,
         cache_ttl=extensions.cache_ttl,
+        asks_plan=extensions.asks_plan,
         warnings=bounded((*extensions.warnings, *tools.warnings)),
     )
 
