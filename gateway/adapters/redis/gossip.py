@@ -11,9 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Final
 
 import hiredis
@@ -146,7 +144,9 @@ class RedisGossip:
         while True:
             lost = asyncio.Event()
             try:
-                self._link = await Link.open(self._url, lambda *_, lost=lost: lost.set(), reply_seconds_max=REPLY_SECONDS_MAX)
+                self._link = await Link.open(
+                    self._url, lambda *_, lost=lost: lost.set(), reply_seconds_max=REPLY_SECONDS_MAX
+                )
             except LinkLostError as trouble:
                 troubles += 1
                 self._note(troubles, trouble)
@@ -262,6 +262,10 @@ class RedisGossip:
         level = logging.WARNING if troubles == 1 else logging.DEBUG
         why = str(trouble).partition(" ")[0] if isinstance(trouble, hiredis.ReplyError) else str(trouble)
         LOGGER.log(level, "other replicas cannot be told or heard: %s", why)
+
+
+def _setter(lost: asyncio.Event) -> Callable[[Link, str], None]:
+    return lambda *_: lost.set()
 
 
 def _unminded(answer: asyncio.Future[Any]) -> None:
