@@ -7,24 +7,16 @@ bound of its traffic and scenario; beside it stand list price and the study's ow
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-
 from gateway.core.beliefs import Beliefs
 from gateway.core.catalogue import Account, Catalogue, Deployment, Model, Policy, ProviderCard, RoutingTerms
-from gateway.core.continuation import FIRST_TURN, Turn
+from gateway.core.continuation import Turn
 from gateway.core.estimate import AnswerLength
 from gateway.core.exchange import Candidate, InferenceRequest, Plan, Principal, Surface
 from gateway.core.failure import FailureClass
@@ -146,8 +138,13 @@ def catalogue_of(accounts: list[Any], terms: RoutingTerms) -> tuple[Catalogue, l
         hit = None if price.hit is None else _usd(price.hit)
         prices.append(
             Price(
-                provider=name, model=MODEL, effective_from=BEGINS, input=_usd(price.inp), output=_usd(price.out),
-                cached_input=hit, checked_at=date(2026, 3, 1),
+                provider=name,
+                model=MODEL,
+                effective_from=BEGINS,
+                input=_usd(price.inp),
+                output=_usd(price.out),
+                cached_input=hit,
+                checked_at=date(2026, 3, 1),
             )  # fmt: skip
         )
     catalogue = Catalogue(

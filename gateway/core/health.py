@@ -6,8 +6,8 @@ provider (its list of models, a balance) showed, and what another replica has to
 
 Its figures, for an outage of a minute that nobody announced: to be wrong about a circuit is cheap, so two failures are
 enough, and the first time out is three seconds; it grows by a half, so that by trying alone it is found well again
-after about a quarter of the time that it was away, for less than one lost try in each of these intervals; a minute is
-the longest. Whoever can be asked for free ends the time out sooner: a question that failed and now is answered says
+after a quarter of the time that it was away, at the most after half of it, and eight tries are lost in a minute; a
+minute is the longest. Whoever can be asked for free ends the time out sooner: a question that failed and now is answered says
 that something has changed. Only a failure that costs a caller minutes is kept away from callers for longer.
 """
 
@@ -130,6 +130,17 @@ class Health(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=Fals
         if self.kind is FailureClass.MODEL_GONE:
             return self.free_probe is not True
         return self.kind is FailureClass.QUOTA and self.free_probe is False
+
+    @property
+    def until_words(self) -> str:
+        """Until when one that is out stays out, for operators and callers."""
+        assert self.out_until is not None
+        moment = f"{self.out_until:%H:%M:%S}Z"
+        if self.kind is FailureClass.MODEL_GONE and self.free_probe is not True:
+            return f"out until the provider lists it, and until {moment} at least"
+        if self.kind is FailureClass.QUOTA and self.free_probe is False:
+            return "out until its balance is above zero"
+        return f"out until {moment}"
 
     def awaits_probe(self, now: datetime) -> bool:
         """Its time out is over but nothing has proved it well. A rate limit needs no proof: its time was told."""

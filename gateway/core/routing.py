@@ -289,7 +289,7 @@ def _out(subject: Subject, health: Health, *, probe_in_flight: bool = False) -> 
     is_circuit = subject.account is not None and subject.model is not None
     is_gone = subject.account is None
     until = health.probe_until if probe_in_flight and health.probe_until is not None else health.out_until
-    how = "a probe is under way" if probe_in_flight else f"out until {until:%H:%M:%S}Z"
+    how = "a probe is under way" if probe_in_flight else health.until_words
     kind = Exclusion.GONE if is_gone else Exclusion.EJECTED if is_circuit else Exclusion.COOLING
     state = CandidateState.EJECTED if is_circuit or is_gone else CandidateState.COOLING
     return _Bar(kind, f"{WHY[health.kind]}; {how}", until), state

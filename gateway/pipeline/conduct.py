@@ -211,16 +211,15 @@ class Conductor:
             reservation, chosen = await reserve(
                 asking, exchange.admitted, exchange.principal, self.allowances, self.turns
             )
-        self._claim(chosen, candidates)
         exchange = replace(exchange, reservation=reservation)
         shortest = reservation.output_limit_max
-        if shortest is None:
-            return exchange, chosen, candidates
-        assert reservation.clamped_by is not None
-        exchange.warnings.append(
-            f"the answer is limited to {shortest} tokens by the budget of the {reservation.clamped_by.name}"
-        )
-        return exchange, _shortened(chosen, shortest), [_shortened(each, shortest) for each in candidates]
+        if shortest is not None:
+            assert reservation.clamped_by is not None
+            exchange.warnings.append(
+                f"the answer is limited to {shortest} tokens by the budget of the {reservation.clamped_by.name}"
+            )
+            chosen, candidates = _shortened(chosen, shortest), [_shortened(each, shortest) for each in candidates]
+        return exchange, await self._claimed(exchange, chosen, candidates), candidates
 
     def _asking(self, exchange: Exchange, candidates: list[Candidate]) -> Asking:
         demand = demand_for(
@@ -246,7 +245,7 @@ class Conductor:
             this, call, intent = await self._begin(exchange, candidate, number, held)
             self.noting.sent(exchange, this)
             outcome = await self._attempt(exchange, this, call, reply, watch)
-            self._teach_health(candidate, outcome)
+            self._teach_health(this, outcome)
             self.noting.over(exchange, this, outcome)
             charge = rate(outcome.usage, this.price, cache_ttl=intent.cache_ttl)
             self._post(exchange, charge.cost)
@@ -279,10 +278,23 @@ class Conductor:
         well = [candidate for candidate in candidates if self._are_well(subjects(candidate))]
         return well or [candidate for candidate in candidates if self._are_well(subjects(candidate)[:2])]
 
-    def _claim(self, chosen: Candidate, candidates: list[Candidate]) -> None:
-        """This one is tried now, once; a probe goes alone."""
+    async def _claimed(self, exchange: Exchange, chosen: Candidate, candidates: list[Candidate]) -> Candidate:
+        """The candidate that is tried now, once. A probe goes alone: where another replica's request is seeing whether
+        it is well, another candidate takes its place, if one has room."""
         candidates.remove(chosen)
-        self.health.claim_probe(subjects(chosen))
+        while not await self.health.claim_probe(subjects(chosen)):
+            well = self._well(candidates)
+            if not well:
+                return chosen  # the last one is tried all the same
+            instead = well[0]
+            if exchange.reservation.is_held:
+                verdict = await self.allowances.retry(self._asking(exchange, well).demand)
+                if not isinstance(verdict, Granted):
+                    return chosen
+                instead = well[verdict.account or 0]
+            candidates.remove(instead)
+            chosen = instead
+        return chosen
 
     def _are_well(self, involved: Iterable[Subject]) -> bool:
         now = self.clock.now()
@@ -356,8 +368,13 @@ class Conductor:
     ) -> Outcome:
         """Calls the provider under its deadlines and relays its answer."""
         card = exchange.configuration.catalogue.providers[this.candidate.provider]
+        is_answering = False
 
         async def relay(data: bytes) -> None:
+            nonlocal is_answering
+            if not is_answering:
+                is_answering = True
+                self.health.answering(subjects(this.candidate), began=this.started_at)
             if not reply.started:
                 await reply.start(200, headers_of(exchange, this))
             await reply.write(data)
@@ -372,19 +389,20 @@ class Conductor:
         watch.begin_attempt(card.timeouts, drain=card.on_client_abort is OnClientAbort.DRAIN)
         return await attempt(needs, this, exchange.admitted.request, card, DIALECTS[card.dialect], call, watch, relay)
 
-    def _teach_health(self, candidate: Candidate, outcome: Outcome) -> None:
+    def _teach_health(self, this: Attempt, outcome: Outcome) -> None:
         """What this end says about the account, the model there and the circuit of both."""
+        candidate, failure = this.candidate, outcome.failure
         involved = subjects(candidate)
-        failure = outcome.failure
         if failure is None and outcome.status is not AttemptStatus.ABORTED:
-            self.health.succeeded(involved)
+            self.health.succeeded(involved, began=this.started_at)
             return
         about = None
         if failure is not None:
             names = {"provider": candidate.provider, "account": candidate.account, "model": candidate.deployment.model}
             about = subject_of(failure, **names)
         if failure is not None and about is not None:
-            self.health.failed(about, failure)
+            is_billed = outcome.usage_source is not UsageSource.NONE
+            self.health.failed(about, failure, began=this.started_at, billed=is_billed)
         self.health.release_probe(subject for subject in involved if subject != about)
 
     def _may_follow(self, exchange: Exchange, outcome: Outcome, tried: Candidate, number: int, watch: Watch) -> bool:
@@ -412,7 +430,7 @@ class Conductor:
             self.turns.wake()  # the account that was left has room
             chosen = well[verdict.account or 0]
             held = None if held is None else spent + verdict.amount
-        self._claim(chosen, candidates)
+        chosen = await self._claimed(exchange, chosen, candidates)
         self.retry_budget = self.retry_budget.spend() or self.retry_budget  # others may have spent it meanwhile
         return chosen, held
 

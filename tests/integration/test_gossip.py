@@ -19,6 +19,7 @@ from gateway.core.failure import Failure, FailureClass
 from gateway.core.happenings import Answered, Ended, Sent
 from gateway.core.health import WELL, HealthChanged, after_failure
 from gateway.pipeline.ports import BalanceTold, Message
+from tests.http.house import eventually
 from tests.prove.valkey import Valkey, valkey
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
@@ -57,10 +58,8 @@ async def running(*replicas: Replica) -> AsyncIterator[None]:
         await asyncio.gather(*tasks)
 
 
-async def until(happened: Callable[[], bool], *, seconds: float = 20) -> None:
-    async with asyncio.timeout(seconds):
-        while not happened():
-            await asyncio.sleep(0.005)
+async def until(happened: Callable[[], bool]) -> None:
+    assert await eventually(happened)
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,20 @@ from gateway.core.exchange import (
     Surface,
 )
 from gateway.core.failure import Failure, FailureClass
-from gateway.core.health import OUT_FOR, WELL, Health, Subject, after_failure, after_success, claim_probe, subject_of
+from gateway.core.health import (
+    OUT_FOR,
+    WELL,
+    Health,
+    Subject,
+    after_failure,
+    after_first_byte,
+    after_free_probe,
+    after_news,
+    after_success,
+    claim_probe,
+    failure_probability,
+    subject_of,
+)
 from gateway.core.load import Pace
 from gateway.core.prefix import FIRST_TURN, Prompt
 from gateway.core.pricing import PriceTable
@@ -130,7 +144,7 @@ def ailments(draw: st.DrawFn) -> Mapping[Subject, Health]:
         assert about is not None
         health = WELL
         for _ in range(draw(st.integers(1, 6))):
-            health = after_failure(health, Failure(kind=kind, message=""), START, jitter=0)
+            health = after_failure(health, Failure(kind=kind, message=""), START, began=START, jitter=0)
         probed_at = draw(st.none() | st.integers(0, 1_000))
         found[about] = health if probed_at is None else claim_probe(health, START + timedelta(seconds=probed_at))
     return found
@@ -246,10 +260,22 @@ def test_there_is_always_a_time_to_come_back(situation: Situation) -> None:
     assert 1 <= retry_after_seconds(situation.plan()) <= 6 * 3600 * 1.1
 
 
+class Event(NamedTuple):
+    """What happens to a subject: a failure of a kind, or what its name says; ``passed`` seconds after the last one."""
+
+    what: FailureClass | str
+    passed: float
+    age: float
+    jitter: float
+    told: float | None
+
+
 events = st.lists(
-    st.tuples(
-        st.sampled_from([None, *sorted(OUT_FOR)]),
+    st.builds(
+        Event,
+        st.sampled_from([*sorted(OUT_FOR), "success", "first byte", "claim", "free", "not free"]),
         st.floats(0, 400),
+        st.floats(0, 200),
         st.floats(0, 1, exclude_max=True),
         st.none() | st.floats(0, 86_400),
     ),
@@ -257,21 +283,54 @@ events = st.lists(
 )
 
 
+def happened(health: Health, event: Event, now: datetime) -> Health:
+    began = now - timedelta(seconds=event.age)
+    match event.what:
+        case FailureClass() as kind:
+            failure = Failure(kind=kind, message="", retry_after=event.told)
+            return after_failure(health, failure, now, began=began, jitter=event.jitter)
+        case "success":
+            return after_success(health, now, began=began)
+        case "first byte":
+            return after_first_byte(health, now, began=began)
+        case "claim":
+            return claim_probe(health, now) if health.awaits_probe(now) else health
+    return after_free_probe(health, now, ok=event.what == "free")
+
+
 @given(events)
-def test_health_is_always_bounded(history: list[tuple[FailureClass | None, float, float, float | None]]) -> None:
-    """Whatever happens: no subject is out for ever, one that is out knows what for, and a success heals breakage."""
+def test_health_is_always_bounded(history: list[Event]) -> None:
+    """Whatever happens: one that is out knows what for, is back in time if it is listed and has money, and an answer
+    that is asked for then makes it well."""
     health, now = WELL, START
-    for kind, passed, jitter, told in history:
-        now += timedelta(seconds=passed)
-        if kind is None:
-            health = after_success(health, now)
-        else:
-            health = after_failure(health, Failure(kind=kind, message="", retry_after=told), now, jitter=jitter)
+    for event in history:
+        now += timedelta(seconds=event.passed)
+        health = happened(health, event, now)
+        assert (health.out_until is None) == (health.kind is None) == (health.out_since is None)
         if health.out_until is not None:
-            assert health.kind is not None
             assert (health.out_until - now).total_seconds() <= max(86_400.0, 6 * 3600) * 1.1
-        assert 0 <= health.window_failures <= health.window_attempts
+        assert 0 <= health.failures <= health.attempts
+        assert 0 <= failure_probability(health, now) < 1
         assert not (health.is_out(now) and health.awaits_probe(now))
-    later = now + timedelta(days=2)
-    assert not health.is_out(later)
-    assert after_success(health, later).out_until is None
+    later = after_free_probe(health, now + timedelta(days=2), ok=True)
+    assert not later.is_out(now + timedelta(days=2))
+    well = after_success(later, now + timedelta(days=3), began=now + timedelta(days=2))
+    assert (well.out_until, well.times_out, well.consecutive_failures) == (None, 0, 0)
+
+
+@given(events, st.permutations(range(5)))
+def test_news_end_alike_in_any_order(history: list[Event], order: list[int]) -> None:
+    """Replicas that heard the same news, however mixed, agree on who is out and until when."""
+    told, health, now = [WELL], WELL, START
+    for event in history:
+        now += timedelta(seconds=event.passed)
+        health = happened(health, event, now)
+        told.append(health)
+    last = told[-5:]
+    mixed = [last[place % len(last)] for place in order]
+    heard = WELL
+    for news in [*mixed, health, *mixed]:
+        heard = after_news(heard, news)
+    assert (heard.out_until, heard.kind, heard.probe_until, heard.free_probe) == (
+        health.out_until, health.kind, health.probe_until, health.free_probe
+    )  # fmt: skip

@@ -23,7 +23,7 @@ from gateway.core.exchange import (
     Surface,
 )
 from gateway.core.failure import Failure, FailureClass
-from gateway.core.health import WELL, Health, Subject, after_failure, claim_probe
+from gateway.core.health import WELL, WHY, Health, Subject, after_failure, after_free_probe, claim_probe
 from gateway.core.load import Pace
 from gateway.core.prefix import FIRST_TURN, Prompt
 from gateway.core.routing import Circumstances, plan, retry_after_seconds, subjects
@@ -77,7 +77,7 @@ def one(made: Plan, provider: str, account: str = "main") -> Candidate:
 def out(kind: FailureClass, *, times: int = 1) -> Health:
     health = WELL
     for _ in range(times):
-        health = after_failure(health, Failure(kind=kind, message=""), START, jitter=0)
+        health = after_failure(health, Failure(kind=kind, message=""), START, began=START, jitter=0)
     return health
 
 
@@ -215,11 +215,11 @@ def test_preferences_order_what_is_left(wanted: ProviderPreferences, order: list
         ),
         (
             Subject("evolink", None, MODEL), out(FailureClass.MODEL_GONE), CandidateState.EJECTED, Exclusion.GONE,
-            "the provider does not serve this model any more; out until 12:10:00Z",
+            f"{WHY[FailureClass.MODEL_GONE]}; out until the provider lists it, and until 12:10:00Z at least",
         ),
         (
             Subject("evolink", "main", MODEL), out(FailureClass.BROKEN, times=5), CandidateState.EJECTED,
-            Exclusion.EJECTED, "the provider's answers break off; out until 12:00:15Z",
+            Exclusion.EJECTED, "the provider's answers break off; out until 12:00:03Z",
         ),
     ],
     ids=["account", "model", "circuit"],
@@ -227,10 +227,11 @@ def test_preferences_order_what_is_left(wanted: ProviderPreferences, order: list
 def test_who_is_unwell_is_out_until_a_moment(
     subject: Subject, health: Health, state: CandidateState, kind: Exclusion, words: str
 ) -> None:
-    """With the moment, which is also what ``retry-after`` is made of; after it, one probe."""
+    """With the moment, which is also what ``retry-after`` is made of; after it, one probe, if it is listed."""
     candidate = one(planned(health={subject: health}), "evolink")
     assert (candidate.state, candidate.exclusion, candidate.excluded) == (state, kind, words)
     assert candidate.retry_at == health.out_until
+    health = after_free_probe(health, START, ok=True)
     assert one(planned(health={subject: health}, seconds=601), "evolink").state is CandidateState.PROBING
     probing = claim_probe(health, START + timedelta(seconds=601))
     again = one(planned(health={subject: probing}, seconds=602), "evolink")
