@@ -14,12 +14,13 @@ from typing import Final, NamedTuple
 import msgspec
 
 from gateway.core.exchange import InferenceRequest
-from gateway.core.schema import conforms
+from gateway.core.schema import Steps, conforms
 
 ARGUMENTS_CHARACTERS_MAX: Final = 128 * 1024
 """Of all calls of one answer; longer ones are not checked against their schemas."""
 CALLS_MAX: Final = 128
 SCHEMA_BYTES_MAX: Final = 64 * 1024
+"""Of all the functions that one answer calls; a schema past that is not read."""
 
 CHECKED_FLAG: Final = "tool_calls_checked"
 """Stands in the ledger row of every answer that was checked; its faults stand beside it."""
@@ -80,9 +81,12 @@ class Judgement(NamedTuple):
         return (CHECKED_FLAG, *(fault.value for fault in self.faults), *unchecked)
 
 
+_NO_SCHEMA: Final = msgspec.Raw(b"true")
+
+
 class _Function(msgspec.Struct, gc=False):
     name: str
-    parameters: msgspec.Raw | None = None
+    parameters: msgspec.Raw = _NO_SCHEMA
 
 
 class _Tool(msgspec.Struct, gc=False):
@@ -148,7 +152,7 @@ def _is_honest(choice: Choice, *, is_forced: bool) -> bool:
 class _Found:
     """What the calls of one answer turn out to be, beside the tools of its request."""
 
-    __slots__ = ("_parameters", "_request", "faults", "is_forced", "is_partial")
+    __slots__ = ("_bytes_left", "_parameters", "_request", "_schemas", "_steps", "faults", "is_forced", "is_partial")
 
     def __init__(self, request: InferenceRequest) -> None:
         self.faults: set[Fault] = set()
@@ -156,6 +160,9 @@ class _Found:
         self.is_forced = bytes(request.fields.get("tool_choice", b"")).startswith(b"{")
         self._request = request
         tools = _decode_tools(request.fields.get("tools", b"[]"))
+        self._steps = Steps()
+        self._bytes_left = SCHEMA_BYTES_MAX
+        self._schemas: dict[str, object] = {}
         self._parameters = {tool.function.name: tool.function.parameters for tool in tools}
 
     def look_at(self, call: Call) -> None:
@@ -170,11 +177,20 @@ class _Found:
             is_leak = any(token in call.arguments for token in _SPECIAL_TOKENS)
             self.faults.add(Fault.SPECIAL_TOKENS_LEAKED if is_leak else Fault.ARGUMENTS_NOT_JSON)
             return
-        verdict = isinstance(arguments, dict) and _verdict(arguments, self._parameters.get(call.name))
+        verdict = isinstance(arguments, dict) and conforms(arguments, self._schema(call.name), self._steps)
         if verdict is False:
             self.faults.add(Fault.SCHEMA_VIOLATED)
         elif verdict is None:
             self.is_partial = True
+
+    def _schema(self, name: str) -> object:
+        """The schema of a function's arguments, read once; None, by which nothing is judged, where it cannot be read.
+        A function without one takes anything."""
+        if name not in self._schemas:
+            written = bytes(self._parameters.get(name, _NO_SCHEMA))
+            self._bytes_left -= len(written)
+            self._schemas[name] = _read(written) if self._bytes_left >= 0 else None
+        return self._schemas[name]
 
     def _declares_elsewhere(self) -> bool:
         """A system message may declare tools too; they are not looked for, so where there may be some no name is
@@ -182,15 +198,9 @@ class _Found:
         return b'"tools"' in bytes(self._request.fields.get("messages", b""))
 
 
-def _verdict(arguments: dict[str, object], parameters: msgspec.Raw | None) -> bool | None:
-    """What a function's schema says of its arguments; a function without one takes anything."""
-    if parameters is None:
-        return True
-    schema = bytes(parameters)
-    if len(schema) > SCHEMA_BYTES_MAX:
-        return None
+def _read(schema: bytes) -> object:
     try:
-        return conforms(arguments, msgspec.json.decode(schema))
+        return msgspec.json.decode(schema)
     except (*_NOT_JSON, RecursionError):
         return None
 

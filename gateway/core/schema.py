@@ -1,8 +1,8 @@
 """A JSON value against a JSON Schema in bounded work: it conforms, it does not, or that cannot be said.
 
 Schemas are whatever callers send. So no pattern is ever run (one of forty characters can take for ever), no reference
-leads out of the schema, and no more than ``STEPS_MAX`` steps are taken. What is not judged here makes the verdict None,
-never False; the rules are those of draft 2020-12 that Moonshot's own dialect knows, and the usual ones beside them.
+leads out of the schema, and no step is taken that the caller's ``Steps`` do not have. What is not judged here makes the
+verdict None, never False; the rules are those of draft 2020-12 that Moonshot's own dialect knows, and the usual ones.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 STEPS_MAX: Final = 4_000
-"""About 2 ms; a call with a dozen arguments takes some fifty steps."""
+"""Two to three milliseconds; a call with a dozen arguments takes some fifty steps."""
 DEPTH_MAX: Final = 64
 
 Verdict = bool | None
@@ -41,22 +41,36 @@ class _TooHeavyError(Exception):
     """The schema asks for more work than a check may take."""
 
 
-def conforms(value: object, schema: object) -> Verdict:
+class Steps:
+    """What is left of the work that one or several checks may take together."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self, left: int = STEPS_MAX) -> None:
+        self._left = left
+
+    def spend(self, steps: int) -> None:
+        self._left -= steps
+        if self._left < 0:
+            raise _TooHeavyError
+
+
+def conforms(value: object, schema: object, steps: Steps) -> Verdict:
     """Whether a decoded JSON value conforms to a decoded JSON Schema. Never raises."""
     try:
-        return _Check(schema).of(value, schema, DEPTH_MAX)
+        return _Check(schema, steps).of(value, schema, DEPTH_MAX)
     except _TooHeavyError:
         return None
 
 
 class _Check:
-    """One check: what is left of its steps, and the schema that references are looked up in."""
+    """One check: its steps, and the schema that references are looked up in."""
 
-    __slots__ = ("_left", "_root")
+    __slots__ = ("_root", "_spend")
 
-    def __init__(self, root: object) -> None:
+    def __init__(self, root: object, steps: Steps) -> None:
         self._root = root
-        self._left = STEPS_MAX
+        self._spend = steps.spend
 
     def of(self, value: object, schema: object, depth: int) -> Verdict:
         self._spend(1)
@@ -70,11 +84,6 @@ class _Check:
             return None
         self._spend(len(schema))
         return _all(self._rule(keyword, value, schema, depth - 1) for keyword in schema)
-
-    def _spend(self, steps: int) -> None:
-        self._left -= steps
-        if self._left < 0:
-            raise _TooHeavyError
 
     def _rule(self, keyword: str, value: object, schema: dict[str, Any], depth: int) -> Verdict:
         """What one keyword says of the value; True where it says nothing of values of this type."""

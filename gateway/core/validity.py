@@ -21,6 +21,8 @@ V = TypeVar("V")
 HALF_LIFE_SECONDS: Final = 1800.0
 CHECKS_MIN: Final = 20
 """Fewer answers prove nothing."""
+OTHERS_MIN: Final = 5
+"""With so many answers of other tenants, what one of them sees is not believed against theirs."""
 WEIGHT_MAX: Final = 400.0
 """What a tenant's answers weigh together at the most."""
 SIGMAS: Final = 2.0
@@ -109,19 +111,18 @@ class Validity:
         """Whether surely fewer than this share of the answers are right. What one tenant alone sees is its schemas'
         doing, or its prompts': where others have evidence of their own, theirs must say the same without it."""
         tallies = self._pairs.get((provider, model))
-        if not tallies or not _is_surely_below(_sum(tallies.values(), now), share_min):
+        if not tallies:
+            return False
+        standing = _sum(tallies.values(), now)
+        if standing.checked < CHECKS_MIN or standing.valid_share_max >= share_min:
             return False
         worst = max(tallies, key=lambda tenant: (sum(tallies[tenant].faults.values()), tenant))
         others = _sum((tally for tenant, tally in tallies.items() if tenant != worst), now)
-        return others.checked < CHECKS_MIN or _is_surely_below(others, share_min)
+        return others.checked < OTHERS_MIN or others.valid_share_max < share_min
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Every provider and model that something is known of."""
         return iter(sorted(self._pairs))
-
-
-def _is_surely_below(standing: Standing, share_min: float) -> bool:
-    return standing.checked >= CHECKS_MIN and standing.valid_share_max < share_min
 
 
 def _sum(tallies: Iterable[_Tally], now: float) -> Standing:

@@ -145,7 +145,7 @@ def render_plan_header(plan: Plan) -> str:
     parts: list[str] = []
     left = PLAN_HEADER_CHARACTERS_MAX
     for each in plan.candidates:
-        about = {"provider": each.provider, "account": each.account, "excluded": each.excluded}
+        about: dict[str, object] = {"provider": each.provider, "account": each.account, "excluded": each.excluded}
         about |= {} if each.score is None else _score(each.score)
         part = json.dumps({name: value for name, value in about.items() if value is not None}, separators=(",", ":"))
         left -= len(part) + 1
