@@ -212,7 +212,8 @@ def show(found: dict[str, Any]) -> None:
         slow = f"{each['first_token_p95']:.1f}/{each['study_first_token_p95']:.1f}"
         print(
             f"  {each['policy']:<14}{each['usd']:>10.3f}{each['ratio']:>8.4f}{each['study_usd']:>10.3f}"
-            f"{each['study_ratio']:>8.4f}{each['moves']:>7}{each['held']:>6}{failed:>11}{slow:>12}{each['cpu_seconds']:>7.1f}",
+            f"{each['study_ratio']:>8.4f}{each['moves']:>7}{each['held']:>6}{failed:>11}{slow:>12}"
+            f"{each['cpu_seconds']:>7.1f}",
             flush=True,
         )
 
