@@ -26,7 +26,7 @@ from gateway.core.money import UnitPrice
 from gateway.core.prefix import Prompt
 from gateway.core.pricing import Price, PriceTable
 from gateway.replay.engine import Engine
-from gateway.replay.results import Tally
+from gateway.replay.results import percentile
 from gateway.replay.rows import Row
 from gateway.replay.scenario import Scenario
 from gateway.replay.world import CacheTerms, Latency, ProviderTerms
@@ -35,7 +35,10 @@ STUDY: Final = Path(__file__).parents[2] / "shared" / "tools" / "routing_sim.py"
 MODEL: Final = "kimi-k2-thinking"
 BEGINS_AT: Final = datetime(2026, 1, 1, tzinfo=UTC)
 AGREES_WITHIN: Final = 0.002
+AGREES_NEARLY_WITHIN: Final = 0.005
+"""Where minutes fill, a request more or less at one moment sends others elsewhere; and circuits break differently."""
 ITERATIONS: Final = 24
+HOLD_USD_PER_SECOND: Final = 0.0005
 
 
 def study() -> ModuleType:
@@ -64,6 +67,7 @@ def rows_of(trace: Any, block: int) -> list[Row]:
                 prompt=Prompt(
                     digests=tuple(path) or ((1 << 63) | place,),
                     tokens=(*range(block, block * len(path), block), size),
+                    family=path[0] if path else 0,
                 ),
                 tenant="",
                 model=MODEL,
@@ -141,39 +145,99 @@ def _whole(limit: float) -> int | None:
 
 
 def measure(sim: Any, name: str, trace: Any, rows: list[Row], seed: int) -> dict[str, Any]:
-    """One scenario: theirs, ours and the bound."""
+    """One scenario: theirs, ours and the bounds."""
     accounts = whole_limits(sim.scenario(name, trace, seed=seed))
+    limited = any(not math.isinf(min(each.rpm, each.tpm)) for each in accounts)
+    geo = sim.ExpectedCost("geo", max_wait=10.0 if limited else 0.0, name="studied")
+    theirs = {
+        ours: sim.Simulator(trace, accounts).run(policy)
+        for ours, policy in (
+            (Policy.EXPECTED_COST.value, geo),
+            (Policy.LIST_PRICE.value, sim.Cheapest()),
+            (Policy.ROUND_ROBIN.value, sim.RoundRobin()),
+            (Policy.STICKY.value, sim.Sticky()),
+        )
+    }
+    best = min(each["usd"] for each in theirs.values()) * 0.99
+    bound, _ = sim.dp_bound(trace, accounts, iters=ITERATIONS, ub=best, wait=10.0 if limited else 0.0)
+    hold = RoutingTerms(hold_usd_per_second=HOLD_USD_PER_SECOND if limited else 0.0, hold_seconds_max=10.0)
+    world = scenario_of(accounts, seed, hold)
     numbers = [int(session) for session in trace.sess]
-    theirs = {policy.name: sim.Simulator(trace, accounts).run(policy) for policy in (sim.Cheapest(), sim.RoundRobin())}
-    ours: dict[str, tuple[Tally, float]] = {}
-    began = time.process_time()
-    tally = Engine(rows=rows, conversations=numbers, scenario=scenario_of(accounts, seed, RoutingTerms())).run()
-    ours["list_price"] = (tally, time.process_time() - began)
+    policies = []
+    for policy in Policy:
+        began = time.process_time()
+        tally = Engine(rows=rows, conversations=numbers, scenario=world.under(policy)).run()
+        spend, other = float(tally.expected.usd()), theirs[policy.value]
+        policies.append(
+            {
+                "policy": policy.value,
+                "usd": spend,
+                "ratio": spend / bound,
+                "study_usd": other["usd"],
+                "study_ratio": other["usd"] / bound,
+                "moves": tally.moves,
+                "held": tally.held,
+                "failures": tally.failures,
+                "study_failures": other["errors"],
+                "first_token_p95": percentile(sorted(tally.first_token_seconds), 0.95),
+                "study_first_token_p95": other["p95_ttft"],
+                "unserved": tally.unserved,
+                "cpu_seconds": time.process_time() - began,
+            }
+        )
+    listed = next(each for each in policies if each["policy"] == Policy.LIST_PRICE.value)
+    apart = abs(listed["usd"] / listed["study_usd"] - 1)
+    strict = not limited and not any(each.down for each in accounts)
     return {
-        "theirs": {policy: each["usd"] for policy, each in theirs.items()},
-        "errors": {policy: each["errors"] for policy, each in theirs.items()},
-        "ours": {policy: float(each.expected.usd()) for policy, (each, _) in ours.items()},
-        "seconds": ours["list_price"][1],
-        "p95": [theirs["cheapest-list"]["p95_ttft"], sorted(tally.first_token_seconds)[int(len(rows) * 0.95)]],
-        "hit": [theirs["cheapest-list"]["hit"], tally.cached_share],
-        "fail": tally.failures,
-        "refused": tally.refusals,
-        "unserved": tally.unserved,
-        "moves": tally.moves,
+        "scenario": name,
+        "trace": trace.name,
+        "bound_usd": bound,
+        "policies": policies,
+        "list_price_apart": apart,
+        "agrees": apart <= (AGREES_WITHIN if strict else AGREES_NEARLY_WITHIN),
     }
 
 
+def show(found: dict[str, Any]) -> None:
+    agrees = "agrees" if found["agrees"] else "DISAGREES"
+    print(
+        f"{found['trace']} · {found['scenario']}: bound ${found['bound_usd']:.3f}; list price "
+        f"{found['list_price_apart']:.3%} apart, {agrees}"
+    )
+    print(
+        f"  {'':<14}{'ours $':>10}{'ratio':>8}{'study $':>10}{'ratio':>8}{'moves':>7}{'held':>6}{'failed':>11}{'p95 s':>12}{'CPU s':>7}"
+    )
+    for each in found["policies"]:
+        failed = f"{each['failures']}/{each['study_failures']}"
+        slow = f"{each['first_token_p95']:.1f}/{each['study_first_token_p95']:.1f}"
+        print(
+            f"  {each['policy']:<14}{each['usd']:>10.3f}{each['ratio']:>8.4f}{each['study_usd']:>10.3f}"
+            f"{each['study_ratio']:>8.4f}{each['moves']:>7}{each['held']:>6}{failed:>11}{slow:>12}"
+            f"{each['cpu_seconds']:>7.1f}",
+            flush=True,
+        )
+
+
 def main() -> None:
+    """Exit status 0 when the engine agrees with the simulator in every scenario."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trace", default="conversation")
-    parser.add_argument("--scenario", action="append")
-    parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--trace", default="conversation", choices=["conversation", "synthetic", "agentic", "mixed"])
+    parser.add_argument("--scenario", action="append", help="one of the simulator's; all of them without it")
+    parser.add_argument("--seed", type=int, default=3, help="of outages")
+    parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     sim = study()
     trace = sim.load(given.trace)
     rows = rows_of(trace, sim.BLOCK)
+    all_found = []
     for name in given.scenario or sim.SCENARIOS:
-        print(name, json.dumps(measure(sim, name, trace, rows, given.seed)), flush=True)
+        found = measure(sim, name, trace, rows, given.seed)
+        all_found.append(found)
+        if not given.json:
+            show(found)
+    if given.json:
+        print(json.dumps(all_found, indent=2))
+    sys.exit(0 if all(each["agrees"] for each in all_found) else 1)
 
 
 if __name__ == "__main__":

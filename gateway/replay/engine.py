@@ -9,6 +9,7 @@ writes: the live gateway holds more and gives it back, and a trace does not say 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from gateway.core.pricing import Price, rate
 from gateway.core.retry_budget import RetryBudget
 from gateway.core.routing import retry_after_seconds
 from gateway.core.usage import Usage
-from gateway.replay.gateway import Gateway
+from gateway.replay.gateway import Gateway, Planned
 from gateway.replay.results import Tally
 from gateway.replay.rows import Row
 from gateway.replay.scenario import Scenario
@@ -33,7 +34,7 @@ ASK_AGAIN_SECONDS_MAX: Final = 60.0
 """A client that is refused asks again after a second, then after twice as long each time."""
 FAILURE_SECONDS: Final = 1.0
 WAIT_SECONDS_MAX: Final = 1.0
-"""A request that waits for room looks again at least this often, as the live one does."""
+"""A request that waits for room looks again at least this often: somebody may have left."""
 PROGRESS_ROWS: Final = 200
 
 
@@ -55,7 +56,9 @@ class _Request:
     row: Row
     attempts: int = 0
     attempts_before: int = 0
+    planned: Planned | None = None
     is_new: bool = True
+    is_held: bool = False
     refusals: int = 0
     left: list[Candidate] = field(default_factory=list)  # of its plan: those that are not tried yet
 
@@ -136,7 +139,7 @@ class Engine:
         return self.scenario.begins_at + timedelta(seconds=at)
 
     def _world(self, candidate: Candidate) -> AccountWorld:
-        return self._accounts[(candidate.provider, candidate.account)]
+        return self._accounts[_key(candidate)]
 
     def _due(self, request: _Request, at: float) -> None:
         """A request arrives, or asks again. Where others wait for room nobody overtakes them."""
@@ -145,14 +148,18 @@ class Engine:
             self._retries = self._retries.earn()
         if self._waiting or not self._is_off(request, at):
             self._waiting.append(request)
-            self._wake_in(self._room_in(request, at), at)
+            self._wake_in(self._patience(request, at), at)
 
     def _wake(self, at: float) -> None:
         """Those that wait are looked at in turn, until one still finds no room."""
         while self._waiting and self._is_off(self._waiting[0], at):
             self._waiting.popleft()
         if self._waiting:
-            self._wake_in(self._room_in(self._waiting[0], at), at)
+            self._wake_in(self._patience(self._waiting[0], at), at)
+
+    def _patience(self, request: _Request, at: float) -> float:
+        """Seconds until it is worth looking again."""
+        return min((WAIT_SECONDS_MAX, *self._room_in(request, at).values()))
 
     def _wake_in(self, seconds: float, at: float) -> None:
         if not at < self._wakes_at <= at + seconds:
@@ -160,24 +167,38 @@ class Engine:
             self._push(self._wakes_at, _Kind.WAKE, None)
 
     def _is_off(self, request: _Request, at: float) -> bool:
-        """Plans, and sends to the first that has room. A request that nobody can serve now is refused, one that nobody
-        can ever serve is given up; False for one that has to wait for room."""
-        made = self._gateway.plan(request.row, self._moment(at))
-        candidates = [each for each in made.routable if self._may_fit(request, each)]
-        if not candidates:
+        """Plans, and sends to the first that has room, unless it is worth waiting for a better one. A request that
+        nobody can serve now is refused, one that nobody can ever serve is given up; False = it waits for room."""
+        planned = request.planned = self._gateway.plan(request.row, self._moment(at))
+        made = planned.plan
+        request.left = [each for each in made.routable if self._may_fit(request, each)]
+        if not request.left:
             if not made.routable and _may_change(made):
                 self._refuse(request, at, retry_after_seconds(made))
             else:
                 self._end(is_served=False)
             return True
-        chosen = self._with_room(request, candidates, at)
+        room_in = self._room_in(request, at)
+        chosen = next((each for each in request.left if _key(each) not in room_in), None)
         if chosen is None:
-            request.left = candidates
             return False
-        self._note_move(request, chosen, candidates, at)
-        candidates.remove(chosen)
-        request.left = candidates
+        if room_in and self._is_held(request, planned, room_in, at):
+            return True
+        self._note_move(request, chosen, room_in)
+        request.left.remove(chosen)
         self._send(request, chosen, at)
+        return True
+
+    def _is_held(self, request: _Request, planned: Planned, room_in: dict[AccountKey, float], at: float) -> bool:
+        """Whether it waits for an account that is full, because that is worth more than the time."""
+        never = {_key(each): math.inf for each in planned.plan.routable if not self._may_fit(request, each)}
+        hold = self._gateway.hold(planned, room_in | never, at - self._arrival(request))
+        if hold is None:
+            return False
+        self.tally.held += not request.is_held
+        request.is_held = True
+        self.tally.held_seconds += hold.seconds
+        self._push(at + hold.seconds, _Kind.DUE, request)
         return True
 
     def _tokens(self, request: _Request) -> int:
@@ -187,46 +208,37 @@ class Engine:
         """Whether the account ever has room for a request so large."""
         return candidate.limits.tpm is None or self._tokens(request) <= candidate.limits.tpm
 
-    def _has_room(self, request: _Request, candidate: Candidate, at: float) -> bool:
-        if candidate.limits.are_none:
-            return True
-        room = self._rooms[(candidate.provider, candidate.account)]
-        return room.lacks(candidate.limits, self._tokens(request), int(at * 1000)) is None
-
-    def _with_room(self, request: _Request, candidates: Sequence[Candidate], at: float) -> Candidate | None:
-        return next((each for each in candidates if self._has_room(request, each, at)), None)
-
-    def _room_in(self, request: _Request, at: float) -> float:
-        """Seconds until it is worth looking again."""
+    def _room_in(self, request: _Request, at: float) -> dict[AccountKey, float]:
+        """Of those that are left, the full ones, with the seconds until each has room if nobody takes more."""
         tokens, now_ms = self._tokens(request), int(at * 1000)
-        shortest = WAIT_SECONDS_MAX
+        full: dict[AccountKey, float] = {}
         for each in request.left:
-            room = self._rooms[(each.provider, each.account)]
+            if each.limits.are_none:
+                continue
+            room = self._rooms[_key(each)]
             lacking = room.lacks(each.limits, tokens, now_ms)
             if lacking is not None:
-                shortest = min(shortest, room.wait_ms(each.limits, lacking, tokens, now_ms) / 1000)
-        return shortest
+                full[_key(each)] = room.wait_ms(each.limits, lacking, tokens, now_ms) / 1000
+        return full
 
-    def _note_move(self, request: _Request, chosen: Candidate, candidates: Sequence[Candidate], at: float) -> None:
+    def _note_move(self, request: _Request, chosen: Candidate, room_in: dict[AccountKey, float]) -> None:
         """Counts a conversation that leaves an account which would have taken it."""
         number = self.conversations[request.place]
         before = self._served_by.get(number)
-        self._served_by[number] = after = (chosen.provider, chosen.account)
+        self._served_by[number] = after = _key(chosen)
         if before is None or before == after:
             return
-        stayed = next((each for each in candidates if (each.provider, each.account) == before), None)
-        self.tally.moves += stayed is not None and self._has_room(request, stayed, at)
+        self.tally.moves += before not in room_in and any(_key(each) == before for each in request.left)
 
     def _send(self, request: _Request, candidate: Candidate, at: float) -> None:
         row, world = request.row, self._world(candidate)
         request.attempts += 1
-        self._rooms[(candidate.provider, candidate.account)].take(
-            candidate.limits, self._tokens(request), int(at * 1000)
-        )
+        self._rooms[_key(candidate)].take(candidate.limits, self._tokens(request), int(at * 1000))
         attempt = _Attempt(
             request=request, candidate=candidate, sent_at=at, number=request.attempts_before + request.attempts
         )
-        self._gateway.sent(attempt.name, row, candidate, self._moment(at))
+        assert request.planned is not None
+        self._gateway.sent(attempt.name, row, candidate, request.planned.turn, self._moment(at))
         if world.is_out(at):
             self._push(at + FAILURE_SECONDS, _Kind.FAILED, attempt)
             return
@@ -245,7 +257,7 @@ class Engine:
         assert price is not None, "an unpriced candidate is not routable"
         cold = _cost(row, 0, price)
         warm = _cost(row, believed, price) if believed else cold
-        account = self.tally.of((candidate.provider, candidate.account))
+        account = self.tally.of(_key(candidate))
         account.requests += 1
         account.input_tokens += row.input_tokens
         account.cached_tokens += attempt.cached_tokens
@@ -260,7 +272,7 @@ class Engine:
 
     def _answered(self, attempt: _Attempt, at: float) -> None:
         candidate = attempt.candidate
-        self._rooms[(candidate.provider, candidate.account)].end(candidate.limits)
+        self._rooms[_key(candidate)].end(candidate.limits)
         self._gateway.answered(
             attempt.name,
             attempt.request.row,
@@ -277,7 +289,7 @@ class Engine:
     def _failed(self, attempt: _Attempt, at: float) -> None:
         """Nobody was there: the next candidate that is well and has room, or the client is refused."""
         request, candidate = attempt.request, attempt.candidate
-        key = (candidate.provider, candidate.account)
+        key = _key(candidate)
         self.tally.of(key).failures += 1
         room = self._rooms[key]
         room.end(candidate.limits)
@@ -287,14 +299,15 @@ class Engine:
         following = None
         budget = self._retries.spend()
         if request.attempts < ATTEMPTS_MAX and budget is not None:
+            full = self._room_in(request, at)
             well = self._gateway.well(request.left, now)
-            following = self._with_room(request, well, at)
+            following = next((each for each in well if _key(each) not in full), None)
         if following is None or budget is None:
             self._refuse(request, at, 0.0)
             return
         self._retries = budget
         request.left.remove(following)
-        self._served_by[self.conversations[request.place]] = (following.provider, following.account)
+        self._served_by[self.conversations[request.place]] = _key(following)
         self._send(request, following, at)
 
     def _refuse(self, request: _Request, at: float, seconds: float) -> None:
@@ -319,6 +332,10 @@ _MAY_RETURN: Final = frozenset({Exclusion.COOLING, Exclusion.EJECTED, Exclusion.
 def _may_change(made: Plan) -> bool:
     """Whether somebody who is out now could serve it later."""
     return any(each.exclusion in _MAY_RETURN for each in made.candidates)
+
+
+def _key(candidate: Candidate) -> AccountKey:
+    return (candidate.provider, candidate.account)
 
 
 def _cost(row: Row, cached_tokens: int, price: Price) -> int:

@@ -97,7 +97,11 @@ def _row(one: _Line, at: float, place: int, model: str, tenant: str) -> Row:
         input_tokens=one.input_length,
         output_tokens=one.output_length,
         # the last full block stands for the whole prompt, so that the conversation's next one finds it
-        prompt=Prompt(digests=digests or (_UNSHARED | place,), tokens=(*tokens, one.input_length)),
+        prompt=Prompt(
+            digests=digests or (_UNSHARED | place,),
+            tokens=(*tokens, one.input_length),
+            family=digests[0] if digests else 0,  # the first block is most of the tools and the system message
+        ),
         tenant=tenant,
         model=model,
         conversation=None if one.session is None else str(one.session),
