@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import hashlib
 import logging
 import os
 import random
@@ -26,6 +27,7 @@ from gateway import __version__
 from gateway.adapters.allowances import LocalAllowances
 from gateway.adapters.clock import SystemClock, TimeOrderedIds
 from gateway.adapters.exposition import Snapshot, snapshot
+from gateway.adapters.gossip import NoGossip
 from gateway.adapters.health import MemoryHealthBook
 from gateway.adapters.journal import JournalWriter, journal_id
 from gateway.adapters.journal.outbox import Outbox
@@ -57,6 +59,7 @@ from gateway.http.services import BadConfigurationError, Readiness, Services
 from gateway.pipeline.conduct import Conductor
 from gateway.pipeline.exchange import Configuration
 from gateway.pipeline.experience import Experience
+from gateway.pipeline.noting import Noting
 from gateway.pipeline.ports import AlertTeller, Clock, StoreUnavailableError
 from gateway.settings import Settings, SettingsError, admin_token, environment, read_secret
 
@@ -113,6 +116,7 @@ class Gateway:
         self.telemetry = PrometheusTelemetry()
         teller = alert_teller(settings, clock)
         self.alerts = AlertBook(database_url, teller, self.telemetry, clock=clock, chance=random.random)
+        self.noting = Noting(gossip=NoGossip(), clock=clock)
         self.health = MemoryHealthBook(clock, random.random)
         self.upstreams = AiohttpUpstreams(credentials, user_agent=f"kimi-gateway/{__version__}")
         self.clock = clock
@@ -127,6 +131,8 @@ class Gateway:
             clock=clock,
             ids=TimeOrderedIds(),
             allowances=self.allowances,
+            noting=self.noting,
+            fingerprint_seed=fingerprint_seed(token),
         )
         self.services = Services(
             conductor=self.conductor,
@@ -342,7 +348,7 @@ class Gateway:
                 "usable": (card.name, account.name) in configuration.usable_accounts,
                 "limits": {"rpm": account.rpm, "tpm": account.tpm, "concurrency": account.concurrency},
                 "models": sorted(card.deployments),
-                "tool_calls": tool_calls(self.conductor.validity, card, now.timestamp()),
+                "tool_calls": tool_calls(self.noting.validity, card, now.timestamp()),
                 "out": [
                     {
                         "model": subject.model,
@@ -412,6 +418,13 @@ def tool_calls(validity: Validity, card: ProviderCard, now: float) -> dict[str, 
                 "faults": {fault.value: round(weight, 1) for fault, weight in sorted(standing.faults.items())},
             }
     return found
+
+
+def fingerprint_seed(token: SecretStr) -> int:
+    """The key of the digests by which conversations are known: replicas with one admin token share what they know."""
+    return int.from_bytes(
+        hashlib.blake2b(token.get_secret_value().encode(), digest_size=8, person=b"fingerprint").digest()
+    )
 
 
 def configure(

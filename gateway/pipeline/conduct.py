@@ -384,6 +384,7 @@ class Conductor:
             journal=self.journal,
             clock=self.clock,
             experience=self.experience,
+            pace=self.noting.beliefs.pace,
             telemetry=self.telemetry,
         )
         watch.begin_attempt(card.timeouts, drain=card.on_client_abort is OnClientAbort.DRAIN)
