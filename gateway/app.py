@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import hashlib
 import logging
 import os
 import random
@@ -26,6 +27,7 @@ from gateway import __version__
 from gateway.adapters.allowances import LocalAllowances
 from gateway.adapters.clock import SystemClock, TimeOrderedIds
 from gateway.adapters.exposition import Snapshot, snapshot
+from gateway.adapters.gossip import NoGossip
 from gateway.adapters.health import MemoryHealthBook
 from gateway.adapters.journal import JournalWriter, journal_id
 from gateway.adapters.journal.outbox import Outbox
@@ -44,9 +46,11 @@ from gateway.adapters.upstream.aiohttp_client import AiohttpUpstreams
 from gateway.adapters.webhook import LogTeller, WebhookTeller
 from gateway.adapters.workers import AnswerError, LinkLostError, Siblings
 from gateway.catalog import CatalogError, Loaded, load
+from gateway.core.catalogue import ProviderCard
 from gateway.core.failure import Failure, FailureClass
 from gateway.core.grants import SIGNAL, Administrator
 from gateway.core.refusal import Refusal, RefusalCode, RefusedError
+from gateway.core.validity import Validity
 from gateway.http.admin import admin_routes
 from gateway.http.application import create_application
 from gateway.http.protocol import BoundedHttpProtocol
@@ -55,6 +59,7 @@ from gateway.http.services import BadConfigurationError, Readiness, Services
 from gateway.pipeline.conduct import Conductor
 from gateway.pipeline.exchange import Configuration
 from gateway.pipeline.experience import Experience
+from gateway.pipeline.noting import Noting
 from gateway.pipeline.ports import AlertTeller, Clock, StoreUnavailableError
 from gateway.settings import Settings, SettingsError, admin_token, environment, read_secret
 
@@ -111,6 +116,7 @@ class Gateway:
         self.telemetry = PrometheusTelemetry()
         teller = alert_teller(settings, clock)
         self.alerts = AlertBook(database_url, teller, self.telemetry, clock=clock, chance=random.random)
+        self.noting = Noting(gossip=NoGossip(), clock=clock)
         self.health = MemoryHealthBook(clock, random.random)
         self.upstreams = AiohttpUpstreams(credentials, user_agent=f"kimi-gateway/{__version__}")
         self.clock = clock
@@ -125,6 +131,8 @@ class Gateway:
             clock=clock,
             ids=TimeOrderedIds(),
             allowances=self.allowances,
+            noting=self.noting,
+            fingerprint_seed=fingerprint_seed(token),
         )
         self.services = Services(
             conductor=self.conductor,
@@ -340,6 +348,7 @@ class Gateway:
                 "usable": (card.name, account.name) in configuration.usable_accounts,
                 "limits": {"rpm": account.rpm, "tpm": account.tpm, "concurrency": account.concurrency},
                 "models": sorted(card.deployments),
+                "tool_calls": tool_calls(self.noting.validity, card, now.timestamp()),
                 "out": [
                     {
                         "model": subject.model,
@@ -395,6 +404,27 @@ class GatewayServer(uvicorn.Server):
         for connection in list(self.server_state.connections):
             if connection.transport is not None:
                 connection.transport.close() if have_ended else connection.transport.abort()
+
+
+def tool_calls(validity: Validity, card: ProviderCard, now: float) -> dict[str, object]:
+    """By model: what the tool-call answers of late weigh, the share of them that was right, and their faults."""
+    found: dict[str, object] = {}
+    for model in sorted(card.deployments):
+        standing = validity.of(card.name, model, now)
+        if standing.valid_share is not None:
+            found[model] = {
+                "checked": round(standing.checked, 1),
+                "valid_share": round(standing.valid_share, 4),
+                "faults": {fault.value: round(weight, 1) for fault, weight in sorted(standing.faults.items())},
+            }
+    return found
+
+
+def fingerprint_seed(token: SecretStr) -> int:
+    """The key of the digests by which conversations are known: replicas with one admin token share what they know."""
+    return int.from_bytes(
+        hashlib.blake2b(token.get_secret_value().encode(), digest_size=8, person=b"fingerprint").digest()
+    )
 
 
 def configure(

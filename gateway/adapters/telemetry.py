@@ -12,7 +12,8 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from gateway.core.ledger import LedgerEntry
+from gateway.core.ledger import MODEL_MISMATCH_FLAG, LedgerEntry
+from gateway.core.quality import CHECKED_FLAG, UNCHECKED_FLAG, gravest
 from gateway.core.shedding import Shed
 
 LOGGER: Final = logging.getLogger("gateway.exchange")
@@ -29,6 +30,7 @@ class PrometheusTelemetry:
         self._counters: dict[tuple[Counter, tuple[str, ...]], Counter] = {}
         self._histograms: dict[tuple[Histogram, tuple[str, ...]], Histogram] = {}
         self._count_attempts()
+        self._count_quality()
         self._count_requests()
         self._gauge_process()
 
@@ -57,6 +59,33 @@ class PrometheusTelemetry:
             "Upstream call sent to first chunk of its answer.",
             route,
             buckets=SECONDS_BUCKETS,
+            registry=self.registry,
+        )
+
+    def _count_quality(self) -> None:
+        pair = ("provider", "model")
+        self._checked = Counter(
+            "gateway_tool_call_answers_checked",
+            "Tool-call answers that were checked against their request's tools.",
+            pair,
+            registry=self.registry,
+        )
+        self._invalid = Counter(
+            "gateway_tool_call_answers_invalid",
+            "Checked answers with a fault, each under its gravest one.",
+            (*pair, "reason"),
+            registry=self.registry,
+        )
+        self._unchecked = Counter(
+            "gateway_tool_call_schemas_unchecked",
+            "Checked answers of which some schema was too long or too heavy, or has rules that are not looked at.",
+            pair,
+            registry=self.registry,
+        )
+        self._mismatches = Counter(
+            "gateway_model_mismatches",
+            "Answers that named another model than was asked for.",
+            pair,
             registry=self.registry,
         )
 
@@ -124,6 +153,8 @@ class PrometheusTelemetry:
     def attempt_settled(self, entry: LedgerEntry) -> None:
         route = (entry.provider, entry.account, entry.model)
         self._counter(self._attempts, *route, entry.status, entry.error_type or "").inc()
+        if entry.flags:
+            self._flagged(entry)
         if entry.usage_source == "none":
             return
         uncached = entry.input_tokens - (entry.cached_tokens or 0) - entry.cache_write_tokens
@@ -138,6 +169,20 @@ class PrometheusTelemetry:
         self._counter(self._cost, *route, entry.usage_source).inc(entry.cost_pico)
         if entry.ttft_ms is not None:
             self._histogram(self._first_chunk, *route).observe(entry.ttft_ms / 1000)
+
+    def _flagged(self, entry: LedgerEntry) -> None:
+        """What the row says of the answer's quality."""
+        pair = (entry.provider, entry.model)
+        if MODEL_MISMATCH_FLAG in entry.flags:
+            self._counter(self._mismatches, *pair).inc()
+        if CHECKED_FLAG not in entry.flags:
+            return
+        self._counter(self._checked, *pair).inc()
+        if UNCHECKED_FLAG in entry.flags:
+            self._counter(self._unchecked, *pair).inc()
+        fault = gravest(entry.flags)
+        if fault is not None:
+            self._counter(self._invalid, *pair, fault.value).inc()
 
     def shared_state_is(self, state: str, generation: int, *, states: Iterable[str]) -> None:
         """Which of ``states`` the shared state is in. Nothing is shown where there is none."""

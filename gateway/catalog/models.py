@@ -26,7 +26,7 @@ def read_models(root: Table) -> Models:
     for name, table in root.tables("models"):
         found.tables[name] = table
         found.models[name] = _model(name, table)
-    found.routing = _routing(root)
+    found.routing = read_routing(root)
     root.close()
     for model in found.models.values():
         _take_aliases(model, found)
@@ -48,9 +48,9 @@ def _model(name: str, table: Table) -> Model:
     return model
 
 
-def _routing(root: Table) -> RoutingTerms:
+def read_routing(root: Table, usual: RoutingTerms = USUAL_ROUTING) -> RoutingTerms:
+    """The table ``[routing]``, over what is usual."""
     table = root.table("routing", like='{ policy = "expected_cost" }')
-    usual = USUAL_ROUTING
     if table is None:
         return usual
     terms = RoutingTerms(

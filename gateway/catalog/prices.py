@@ -41,13 +41,13 @@ def _row(table: Table) -> PriceRow:
     miss = table.amount("input", required=True)
     hit = table.amount("cached_input")
     output = table.amount("output", required=True)
-    cache_write = _cache_write(table)
+    cache_write = read_cache_write(table)
     source = table.text("source", like="where the price is published") or ""
     checked_at = table.day("checked_at")
     confirmed = table.flag("confirmed")
     table.close()
     price = None
-    are_likely = _check_amounts(table, miss, hit, output, confirmed=confirmed)
+    are_likely = check_amounts(table, miss, hit, output, confirmed=confirmed)
     if provider and model and effective_from and miss is not None and output is not None and are_likely:
         price = Price(
             provider=provider,
@@ -63,7 +63,7 @@ def _row(table: Table) -> PriceRow:
     return PriceRow(provider=provider, model=model, price=price, confirmed=confirmed, table=table)
 
 
-def _cache_write(table: Table) -> Mapping[str, UnitPrice] | None:
+def read_cache_write(table: Table) -> Mapping[str, UnitPrice] | None:
     """By lifetime of the cache entry, as the wire spells it."""
     inner = table.table("cache_write", like='{ "5m" = "3.00", "1h" = "6.00" }')
     if inner is None:
@@ -78,7 +78,7 @@ def _cache_write(table: Table) -> Mapping[str, UnitPrice] | None:
     return amounts or None
 
 
-def _check_amounts(
+def check_amounts(
     table: Table, miss: UnitPrice | None, hit: UnitPrice | None, output: UnitPrice | None, *, confirmed: bool
 ) -> bool:
     """Whether the amounts of one row can stand beside each other."""

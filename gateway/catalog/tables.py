@@ -221,6 +221,22 @@ class Table:
             return default
         return float(value)
 
+    def intervals(self, key: str, *, like: str) -> tuple[tuple[float, float], ...]:
+        """A list of spans in seconds, each ``[start, end]`` with its end after its start."""
+        found: list[tuple[float, float]] = []
+        for index, item in enumerate(self._take(key, list, "a list", like=like) or []):
+            match item:
+                case [int() | Decimal() as start, int() | Decimal() as end] if 0 <= start < end < Decimal("Infinity"):
+                    found.append((float(start), float(end)))
+                case _:
+                    message = f"{key} holds what is no span of seconds."
+                    self.error(key, message, f"Write it like {key} = {like}, starts before ends.", index=index)
+        return tuple(found)
+
+    def holds_table(self, key: str) -> bool:
+        """Whether a table is under a key that may also have another value."""
+        return isinstance(self._values.get(key), dict)
+
     def table(self, key: str, *, like: str) -> Table | None:
         values = self._take(key, dict, "a table", like=like)
         return None if values is None else Table(self._document, (*self.path, key), values)

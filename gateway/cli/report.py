@@ -16,10 +16,13 @@ from rich.table import Table
 from gateway.adapters.journal import journals
 from gateway.adapters.journal.backlog import unshipped_entries
 from gateway.adapters.postgres.reports import Reports
-from gateway.cli.common import JSON, database, expected_errors, fail, print_json, settings_with
+from gateway.catalog import load
+from gateway.cli.common import CONFIG, JSON, database, expected_errors, fail, print_json, settings_with
+from gateway.cli.savings import print_savings, progress
 from gateway.cli.spend import print_spend
 from gateway.core.fields import FieldError
 from gateway.http.books import period, render_report
+from gateway.http.savings import counted, rendered
 from gateway.pipeline.ports import StoreUnavailableError
 
 T = TypeVar("T")
@@ -61,6 +64,30 @@ def spend(start: str | None, end: str | None, group_by: str, tz: str, form: str,
         print_json(found)
     else:
         click.echo(render_report(found, columns, form).decode(), nl=False)  # type: ignore[arg-type]
+
+
+@report.command("savings")
+@click.option("--from", "start", help="First moment; the start of this month without it.")
+@click.option("--to", "end", help="End, itself not included; now without it.")
+@click.option("--tz", default="UTC", show_default=True, help="Time zone of dates.")
+@click.option("--model", help="One model only, by its public name.")
+@CONFIG
+@JSON
+@expected_errors
+def savings(
+    start: str | None, end: str | None, tz: str, model: str | None, config_dir: Path | None, *, as_json: bool
+) -> None:
+    """What routing saved against one choice for everything, and apart from it what the providers' caches saved."""
+    begins, ends = _period(start, end, tz)
+    catalogue = load(settings_with(config_dir=config_dir).config_dir, now=datetime.now(UTC)).catalogue
+    name = model and catalogue.aliases.get(model, model)
+    with progress(begins, ends) as told:
+        found = _ask(lambda reports: counted(reports.past(begins, ends, model=name), catalogue, told=told))
+    shown = rendered(found, begins, ends)
+    if as_json:
+        print_json(shown)
+    else:
+        print_savings(shown)
 
 
 @report.command("explain")

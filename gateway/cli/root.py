@@ -13,6 +13,7 @@ from gateway.cli.keys import keys
 from gateway.cli.migrate import migrate
 from gateway.cli.organisation import organisation
 from gateway.cli.prices import prices
+from gateway.cli.replay import replay
 from gateway.cli.report import report
 from gateway.cli.serve import serve
 from gateway.cli.simulator import simulator
@@ -28,6 +29,6 @@ def cli() -> None:
 for command in (
     *(serve, demo, simulator, migrate),
     *(keys, teams, budgets, organisation, audit),
-    *(report, prices, doctor),
+    *(report, replay, prices, doctor),
 ):
     cli.add_command(command)

@@ -17,6 +17,8 @@ PRIOR_BYTES: Final = 4_200
 PRIOR_TOKENS: Final = 1_000
 """Light, so that a few answers outweigh it: estimates promise 2 % in sum (INTERFACE §4)."""
 FORGET_ABOVE_TOKENS: Final = 2_000_000
+PART_FORGET_ABOVE_TOKENS: Final = 200_000
+"""A single key's traffic changes sooner than a model's: a new conversation, another language."""
 OUTPUT_LIMIT_MAX: Final = 2**31 - 1
 OUTPUT_TOKENS_PRIOR: Final = 1_000
 """What a thinking answer is expected to be long before any was seen."""
@@ -29,11 +31,11 @@ class Calibration:
     bytes_seen: int = PRIOR_BYTES
     tokens_seen: int = PRIOR_TOKENS
 
-    def learn(self, size_bytes: int, tokens: int) -> Calibration:
+    def learn(self, size_bytes: int, tokens: int, *, forget_above: int = FORGET_ABOVE_TOKENS) -> Calibration:
         """With one more finished answer; older ones fade once enough is known."""
         if tokens <= 0 or size_bytes <= 0:
             return self
-        kept = 1 if self.tokens_seen < FORGET_ABOVE_TOKENS else 2
+        kept = 1 if self.tokens_seen < forget_above else 2
         return Calibration(
             bytes_seen=self.bytes_seen // kept + size_bytes,
             tokens_seen=self.tokens_seen // kept + tokens,
@@ -42,6 +44,17 @@ class Calibration:
     def tokens(self, size_bytes: int) -> int:
         """The tokens expected in so many bytes, rounded up."""
         return -(-size_bytes * self.tokens_seen // self.bytes_seen)
+
+
+NO_CALIBRATION: Final = Calibration(bytes_seen=0, tokens_seen=0)
+"""Of a part of a model's traffic of which nothing is known yet; only read beside the whole, by :func:`part_tokens`."""
+
+
+def part_tokens(part: Calibration, whole: Calibration, size_bytes: int) -> int:
+    """The tokens expected in so many bytes of a part of a model's traffic, one key's or one conversation's: by its own
+    ratio, which the whole's outweighs until the part has seen as much as a prior is worth; rounded up."""
+    bytes_ = part.bytes_seen * whole.tokens_seen + PRIOR_TOKENS * whole.bytes_seen
+    return -(-size_bytes * (part.tokens_seen + PRIOR_TOKENS) * whole.tokens_seen // bytes_)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,10 @@ from typing import Final
 import msgspec
 
 from gateway.core.budget import ORGANISATION, Budget, scope_of_key, scope_of_team
-from gateway.core.catalogue import Deployment, Model
+from gateway.core.catalogue import Deployment, Model, Policy
 from gateway.core.limits import NO_LIMITS, NO_RATES, RateLimits, RateStates
 from gateway.core.money import Money, UnitPrice
+from gateway.core.prefix import FIRST_TURN, NO_FINGERPRINT, Fingerprint, Prompt, Turn
 from gateway.core.pricing import DEFAULT_CACHE_TTL, Price
 
 NO_TAGS: Final[Mapping[str, str]] = MappingProxyType({})
@@ -73,6 +74,11 @@ class Principal:
         scopes = (*own, ORGANISATION) if self.team is None else (*own, scope_of_team(self.team), ORGANISATION)
         object.__setattr__(self, "scopes", scopes)
 
+    @property
+    def tenant(self) -> str:
+        """Whose conversations are taken to be alike: the team's, else the key's."""
+        return self.team if self.team is not None else self.key_id
+
 
 class Sort(StrEnum):
     """What ``provider.sort`` may order candidates by."""
@@ -104,7 +110,7 @@ class InferenceRequest:
 
     ``fields`` are the body's top-level members as raw JSON, gateway extensions removed, aliases already converted.
     ``output_limit`` is the client's own limit, None if it named none; ``needs`` the capabilities it uses;
-    ``input_bytes`` the UTF-8 size of what the model will read.
+    ``input_bytes`` the UTF-8 size of what the model will read, and of its ``fingerprint``, which is of no model yet.
     """
 
     surface: Surface
@@ -117,20 +123,27 @@ class InferenceRequest:
     output_limit: int | None = None
     needs: frozenset[str] = frozenset()
     input_bytes: int = 0
+    fingerprint: Fingerprint = NO_FINGERPRINT
     preferences: ProviderPreferences = NO_PREFERENCES
     tags: Mapping[str, str] = field(default_factory=no_tags)
     conversation: str | None = None
     cache_ttl: str = DEFAULT_CACHE_TTL
+    asks_plan: bool = False
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admitted:
-    """A request that may be planned for, with its model and the estimate of its input."""
+    """A request that may be planned for, with its model, and its prefixes in tokens."""
 
     request: InferenceRequest
     model: Model
-    input_tokens: int
+    prompt: Prompt
+
+    @property
+    def input_tokens(self) -> int:
+        """The estimate of its input."""
+        return self.prompt.tokens[-1]
 
 
 class CandidateState(StrEnum):
@@ -156,13 +169,39 @@ class Exclusion(StrEnum):
     GONE = "gone"
     COOLING = "cooling"
     EJECTED = "ejected"
+    INVALID_TOOL_CALLS = "invalid_tool_calls"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class Score(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Every number that went into a choice, in USD as a float: it orders candidates and is never charged.
+
+    ``matched_tokens`` of the prompt were last used at this account ``matched_age_seconds`` ago and are still cached
+    there with ``hit_probability``; with what lies before them that makes ``expected_cached_tokens``. ``request_usd``
+    is this request's expected cost with them; ``failure_usd`` what a failure, of ``failure_probability``, would add;
+    ``future_usd`` what the conversation's further turns cost if this account holds the cache, another one following
+    with ``next_turn_probability``; ``quota_usd`` what the quota it takes is worth to others, at ``utilisation``.
+    ``total_usd`` is the sum of the four.
+    """
+
+    matched_tokens: int = 0
+    matched_age_seconds: float = 0.0
+    hit_probability: float = 0.0
+    expected_cached_tokens: int = 0
+    request_usd: float = 0.0
+    failure_probability: float = 0.0
+    failure_usd: float = 0.0
+    next_turn_probability: float = 0.0
+    future_usd: float = 0.0
+    utilisation: float = 0.0
+    quota_usd: float = 0.0
+    total_usd: float = 0.0
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """One account that could serve a request, what that would cost, and why it is out, if it is.
 
     ``excluded`` is None for a routable candidate, else the reason in an operator's words; ``limits`` are its account's.
+    ``expected_cost`` counts the cache; both it and ``score`` are None where no price is in force.
     """
 
     provider: str
@@ -177,6 +216,7 @@ class Candidate:
     retry_at: datetime | None = None
     output_limit: int = 0
     limits: RateLimits = NO_LIMITS
+    score: Score | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +228,8 @@ class Plan:
     output_tokens_estimate: int
     candidates: tuple[Candidate, ...]
     made_at: datetime
+    turn: Turn = FIRST_TURN
+    policy: Policy = Policy.EXPECTED_COST
 
     @property
     def routable(self) -> tuple[Candidate, ...]:

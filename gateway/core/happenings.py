@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from gateway.core.quality import Fault
+
 
 class Sent(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="s"):
     """An attempt was dispatched: its prefixes will be in this account's cache, its tokens count at this account.
@@ -53,6 +55,16 @@ class Ended(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="e"):
     at: float
     is_warm: bool
     is_failure: bool
+
+
+class Checked(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="c"):
+    """A tool-call answer was checked: ``fault`` is the gravest thing wrong with it, None where it was right."""
+
+    provider: str
+    model: str
+    tenant: str
+    at: float
+    fault: Fault | None = None
 
 
 Happening = Sent | Answered | Ended

@@ -7,14 +7,18 @@ Money is in whole pico-dollars, moments are in UTC with microseconds.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from gateway.core.exchange import Attempt, AttemptStatus, InferenceRequest, Observation, Principal
 from gateway.core.money import UnitPrice
+from gateway.core.prefix import Prompt
 from gateway.core.pricing import Charge, Price
 from gateway.core.usage import Meter, Usage, UsageSource
+
+MODEL_MISMATCH_FLAG: Final = "model_mismatch"
+"""Stands in the row of an answer that names another model than was asked for, whatever the policy does."""
 
 
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, tag="settle", tag_field="t"):
@@ -170,12 +174,19 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress", tag_fi
 
 
 class PlanRecord(msgspec.Struct, frozen=True, kw_only=True, tag="plan", tag_field="t"):
-    """What was decided for a request and why: kept for ``report explain``. ``plan`` is the JSON of ``/v1/route``."""
+    """What was decided for a request and why: kept for ``report explain``. ``plan`` is the JSON of ``/v1/route``.
+
+    ``prompt`` says which prefixes the request shares with others, and nothing of what it says: with it the past can be
+    driven again and counted again. ``turn`` is its place in its conversation, ``tenant`` whose traffic it belongs to.
+    """
 
     request_id: str
     made_at: datetime
     key_id: str
     plan: msgspec.Raw
+    prompt: Prompt | None = None
+    tenant: str = ""
+    turn: int = 0
 
 
 Record = Intent | Progress | LedgerEntry | PlanRecord

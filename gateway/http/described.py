@@ -102,6 +102,9 @@ ANSWERS: Final[dict[tuple[str, str], Json]] = {
     ("/metrics", "200"): {"text/plain": {"schema": _TEXT}},
     ("/admin/ledger", "200"): _in_any_form(_object(data=_ROWS)),
     ("/admin/reports/spend", "200"): _in_any_form(_REPORT),
+    ("/admin/reports/savings", "200"): _as_json(
+        _object(**{"from": _TEXT, "to": _TEXT}, requests={"type": "integer"}, models=_ROWS)
+    ),
     ("/admin/requests/{request_id}", "200"): _as_json(
         _object(request_id=_TEXT, candidates={"type": ["array", "null"]}, attempts=_ROWS)
     ),

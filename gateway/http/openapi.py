@@ -106,6 +106,8 @@ _PLAN: Final[Json] = {
     "properties": {
         "model": _TEXT,
         "input_tokens_estimate": {"type": "integer"},
+        "policy": _TEXT,
+        "turn": {"type": "integer", "description": "Of its conversation, from 0."},
         "candidates": {
             "type": "array",
             "description": "In the order in which they would be tried, then those that are out.",
@@ -115,6 +117,7 @@ _PLAN: Final[Json] = {
                     **dict.fromkeys(("provider", "account", "upstream_model", "state"), _TEXT),
                     "expected_cost_usd": {"type": ["number", "null"]},
                     "expected_cached_tokens": {"type": "integer"},
+                    "score": {"type": ["object", "null"], "additionalProperties": {"type": "number"}},
                     "excluded": {"type": ["string", "null"]},
                 },
             },
@@ -124,6 +127,7 @@ _PLAN: Final[Json] = {
 _HEADERS: Final = (
     ("x-session-id", "Names the conversation, for whoever sends no prompt_cache_key."),
     ("x-gateway-tags", "Report tags: k=v, separated by commas."),
+    ("x-gateway-debug", "plan: the answer's x-gateway-plan says who was considered, and at what score."),
 )
 _INFERENCE_ERRORS: Final = (400, 401, 402, 403, 404, 405, 408, 413, 415, 422, 429, 431, 500, 502, 503)
 _ADMIN_ERRORS: Final = (400, 401, 403, 404, 405, 408, 413, 431, 500, 503)

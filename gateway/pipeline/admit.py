@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date
+from functools import partial
 
+from gateway.core.beliefs import Beliefs
 from gateway.core.catalogue import Catalogue, Deployment, Model, OnRetired
 from gateway.core.exchange import Admitted, InferenceRequest, Principal, Role
+from gateway.core.prefix import prompt_of
 from gateway.core.refusal import Refusal, RefusalCode, RefusedError
 from gateway.pipeline.experience import Experience
 from gateway.surfaces import chat_completions
@@ -19,15 +22,17 @@ def admit(
     principal: Principal,
     catalogue: Catalogue,
     experience: Experience,
+    beliefs: Beliefs,
     *,
     today: date,
+    seed: int = 0,
 ) -> Admitted:
-    """Parses and checks a chat completion request. Raises RefusedError."""
+    """Parses and checks a chat completion request; ``seed`` is for its fingerprint. Raises RefusedError."""
     if principal.role is Role.FINANCE:
         raise _refused(
             RefusalCode.ROLE_NOT_ALLOWED, "This key's role is finance: it reads reports and cannot call models."
         )
-    request = chat_completions.parse(body, headers=headers)
+    request = chat_completions.parse(body, headers=headers, seed=seed)
     model = catalogue.resolve(request.model_asked)
     if model is None:
         raise unknown_model(request.model_asked, catalogue)
@@ -37,7 +42,7 @@ def admit(
             f"This key may not call {model.name}; it may call {', '.join(sorted(principal.models)) or 'no model'}.",
             param="model",
         )
-    return for_model(request, model, principal, catalogue, experience, today=today)
+    return for_model(request, model, principal, catalogue, experience, beliefs, today=today)
 
 
 def for_model(
@@ -46,6 +51,7 @@ def for_model(
     principal: Principal,
     catalogue: Catalogue,
     experience: Experience,
+    beliefs: Beliefs,
     *,
     today: date,
 ) -> Admitted:
@@ -57,11 +63,16 @@ def for_model(
         if follower is None:
             raise retired_model(model, deployments, today=today)
         warned = replace(request, warnings=(*request.warnings, f"{model.name} is retired; {follower.name} answers"))
-        return for_model(warned, follower, principal, catalogue, experience, today=today)
-    input_tokens = experience.input_tokens(model.name, request.input_bytes)
+        return for_model(warned, follower, principal, catalogue, experience, beliefs, today=today)
+    fingerprint = request.fingerprint.of_model(model.name)
+    prompt = prompt_of(
+        fingerprint,
+        anchor=beliefs.anchors(fingerprint.digests, model.name),
+        tokens_of_bytes=partial(experience.input_tokens, model.name, key_id=principal.key_id),
+    )
     if available:
-        chat_completions.check(request, available, input_tokens_estimate=input_tokens)
-    return Admitted(request=replace(request, model=model.name), model=model, input_tokens=input_tokens)
+        chat_completions.check(request, available, input_tokens_estimate=prompt.input_tokens)
+    return Admitted(request=replace(request, model=model.name), model=model, prompt=prompt)
 
 
 def successor(model: Model, principal: Principal, catalogue: Catalogue) -> Model | None:

@@ -7,14 +7,16 @@ passing. What must not leave before the settlement is durable is handed back as 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gateway.core.catalogue import OnModelMismatch, ProviderCard
 from gateway.core.exchange import Attempt, AttemptStatus, InferenceRequest, Observation
 from gateway.core.failure import Failure, FailureClass
-from gateway.core.ledger import Progress
+from gateway.core.ledger import MODEL_MISMATCH_FLAG, Progress
+from gateway.core.load import Pace
+from gateway.core.quality import Fault, Judgement, is_quoted, judge
 from gateway.core.sse import Event, EventTooLongError, SseScanner
 from gateway.core.usage import NO_USAGE, Usage, UsageSource
 from gateway.pipeline.experience import Experience
@@ -71,6 +73,7 @@ class Attempting:
     journal: Journal
     clock: Clock
     experience: Experience
+    pace: Mapping[tuple[str, str], Pace]
     telemetry: Telemetry
 
 
@@ -85,7 +88,7 @@ async def attempt(
     relay: Relay,
 ) -> Outcome:
     """Calls the upstream once. Every end is an outcome, a defect of ours included."""
-    sight = Sight(choices_asked=request.n)
+    sight = Sight(reader=AnswerReader(keeps_calls="tools" in request.needs), choices_asked=request.n)
     failure: Failure | None = None
     aborted = False
     is_whole = False
@@ -301,10 +304,16 @@ def _mismatch(this: Attempt, card: ProviderCard, sight: Sight) -> Failure | None
     """An answer from another model, where policy rejects that."""
     if card.on_model_mismatch is OnModelMismatch.FLAG:
         return None
-    served, asked = sight.reader.served_model, this.candidate.deployment.upstream
-    if served is None or served.casefold().rpartition("/")[2] == asked.casefold().rpartition("/")[2]:
+    if not _is_another_model(this, sight.reader):
         return None
+    served, asked = sight.reader.served_model, this.candidate.deployment.upstream
     return Failure(kind=FailureClass.MODEL_MISMATCH, message=f"{served} answered instead of {asked}")
+
+
+def _is_another_model(this: Attempt, reader: AnswerReader) -> bool:
+    """Whether the answer names another model than was asked for; a vendor before the name makes no difference."""
+    served, asked = reader.served_model, this.candidate.deployment.upstream
+    return served is not None and served.casefold().rpartition("/")[2] != asked.casefold().rpartition("/")[2]
 
 
 def _note_progress(needs: Attempting, this: Attempt, sight: Sight) -> None:
@@ -335,26 +344,55 @@ def _outcome(
     aborted: bool,
 ) -> Outcome:
     reader = sight.reader
+    status = _status(failure, aborted=aborted)
+    judgement = _judgement(needs, this, request, reader) if status is AttemptStatus.SUCCEEDED else None
     seen = replace(
         sight.seen,
         served_model=reader.served_model,
         finish_reasons=tuple(reader.finish_reasons.values()),
-        flags=tuple(reader.flags),
+        flags=_flags(this, request, reader, judgement),
     )
     usage, source = _usage(needs, this, request, dialect, sight, failure, aborted=aborted)
     return Outcome(
-        status=_status(failure, aborted=aborted),
+        status=status,
         failure=failure,
         usage=usage,
         usage_source=source,
         seen=seen,
         reader=reader,
+        judgement=judgement,
         body=sight.body,
         held=sight.held,
         closing=sight.closing,
         done=sight.done,
         relayed=sight.relayed,
     )
+
+
+def _judgement(needs: Attempting, this: Attempt, request: InferenceRequest, reader: AnswerReader) -> Judgement | None:
+    """What is to be said of a tool-call answer. All but the end of a stream is with the client by now, and the work is
+    bounded; it comes before the settlement so that the ledger's row can say it."""
+    if "tools" not in request.needs:
+        return None
+    try:
+        return judge(reader.tool_answer, request)
+    except Exception as defect:  # noqa: BLE001 - an attempt that was sent must be settled, whatever broke
+        needs.telemetry.defect(defect, request_id=this.request_id)
+        return None
+
+
+def _flags(
+    this: Attempt, request: InferenceRequest, reader: AnswerReader, judgement: Judgement | None
+) -> tuple[str, ...]:
+    """What is odd about the answer, each once."""
+    flags = dict.fromkeys(reader.flags)
+    if reader.leaked is not None and is_quoted(reader.leaked, request):
+        del flags[Fault.SPECIAL_TOKENS_LEAKED.value]
+    if _is_another_model(this, reader):
+        flags[MODEL_MISMATCH_FLAG] = None
+    if judgement is not None:
+        flags |= dict.fromkeys(judgement.flags)
+    return tuple(flags)
 
 
 def _status(failure: Failure | None, *, aborted: bool) -> AttemptStatus:
@@ -419,7 +457,7 @@ def _estimated(
     if sight.whole_bytes and not reader.has_content:
         output = min(needs.experience.whole_tokens(model, sight.whole_bytes), this.output_limit * request.n)
     elif not request.stream and sight.body is None and (aborted or failure is not None):
-        pace = needs.experience.pace.get((this.candidate.provider, this.candidate.account))
+        pace = needs.pace.get((this.candidate.provider, this.candidate.account))
         elapsed = max(0.0, (needs.clock.now() - this.started_at).total_seconds())
         expected = needs.experience.answer_length(model).expected(this.output_limit) * request.n
         output = expected if pace is None else min(expected, int(pace.tokens_per_second * elapsed))

@@ -41,6 +41,7 @@ from gateway.pipeline.attempt import Attempting, attempt
 from gateway.pipeline.authenticate import authenticate
 from gateway.pipeline.exchange import Configuration, Exchange
 from gateway.pipeline.experience import Experience
+from gateway.pipeline.noting import Noting
 from gateway.pipeline.outcome import Outcome
 from gateway.pipeline.plan import Planning, is_gone_everywhere, make_plan, no_candidate
 from gateway.pipeline.ports import (
@@ -96,6 +97,8 @@ class Conductor:
     clock: Clock
     ids: Ids
     allowances: Allowances
+    noting: Noting
+    fingerprint_seed: int = 0
     turns: Turns = field(default_factory=Turns)
     retry_budget: RetryBudget = field(default_factory=RetryBudget)
 
@@ -107,7 +110,10 @@ class Conductor:
         """Admits a request and plans for it: everything before money may be spent. Raises RefusedError."""
         now = self.clock.now()
         catalogue = self.configuration.catalogue
-        admitted = admit(body, headers, principal, catalogue, self.experience, today=now.date())
+        beliefs = self.noting.beliefs
+        admitted = admit(
+            body, headers, principal, catalogue, self.experience, beliefs, today=now.date(), seed=self.fingerprint_seed
+        )
         made = make_plan(admitted, principal, self._planning(self.configuration))
         if is_gone_everywhere(made):
             admitted, made = self._follow(admitted, made, principal)
@@ -129,7 +135,9 @@ class Conductor:
             raise gone(model, catalogue, made)
         warning = f"{model.name} is retired; {follower.name} answers"
         request = replace(admitted.request, warnings=(*admitted.request.warnings, warning))
-        followed = for_model(request, follower, principal, catalogue, self.experience, today=made.made_at.date())
+        followed = for_model(
+            request, follower, principal, catalogue, self.experience, self.noting.beliefs, today=made.made_at.date()
+        )
         return followed, make_plan(followed, principal, self._planning(self.configuration))
 
     def _plan_again(self, exchange: Exchange) -> Plan:
@@ -142,6 +150,8 @@ class Conductor:
             usable_accounts=configuration.usable_accounts,
             health=self.health,
             experience=self.experience,
+            beliefs=self.noting.beliefs,
+            validity=self.noting.validity,
             now=self.clock.now(),
         )
 
@@ -233,8 +243,10 @@ class Conductor:
         while True:
             number = len(failures) + 1
             this, call, intent = await self._begin(exchange, candidate, number, held)
+            self.noting.sent(exchange, this)
             outcome = await self._attempt(exchange, this, call, reply, watch)
             self._teach_health(this, outcome)
+            self.noting.over(exchange, this, outcome)
             charge = rate(outcome.usage, this.price, cache_ttl=intent.cache_ttl)
             self._post(exchange, charge.cost)
             spending.add(charge.cost, outcome.usage.input_tokens + outcome.usage.output_tokens)
@@ -372,6 +384,7 @@ class Conductor:
             journal=self.journal,
             clock=self.clock,
             experience=self.experience,
+            pace=self.noting.beliefs.pace,
             telemetry=self.telemetry,
         )
         watch.begin_attempt(card.timeouts, drain=card.on_client_abort is OnClientAbort.DRAIN)
@@ -510,7 +523,7 @@ def _call(exchange: Exchange, this: Attempt) -> UpstreamCall:
 
 
 def _shortened(candidate: Candidate, output_limit_max: int) -> Candidate:
-    return replace(candidate, output_limit=min(candidate.output_limit, output_limit_max))
+    return msgspec.structs.replace(candidate, output_limit=min(candidate.output_limit, output_limit_max))
 
 
 def _plan_record(exchange: Exchange) -> PlanRecord:
@@ -519,4 +532,7 @@ def _plan_record(exchange: Exchange) -> PlanRecord:
         made_at=exchange.plan.made_at,
         key_id=exchange.principal.key_id,
         plan=msgspec.Raw(chat_completions.render_route(exchange.plan)),
+        prompt=exchange.admitted.prompt,
+        tenant=exchange.principal.tenant,
+        turn=exchange.plan.turn.number,
     )

@@ -1,37 +1,41 @@
-"""Experience is what finished answers taught: bytes per token, answer lengths, pace. Bounded, in process, no I/O."""
+"""Experience is what finished answers taught: bytes per token, answer lengths. Bounded, in process, no I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import OrderedDict
 from typing import Final
 
-from gateway.core.estimate import AnswerLength, Calibration
-from gateway.core.routing import UNKNOWN_PACE, Pace
+from gateway.core.estimate import (
+    NO_CALIBRATION,
+    PART_FORGET_ABOVE_TOKENS,
+    AnswerLength,
+    Calibration,
+    part_tokens,
+)
 
-PACE_WEIGHT: Final = 0.1
 WHOLE_FRAME_BYTES: Final = 400
 """What a whole chat completion is besides its text: ids, names, usage."""
 INPUT_PRIOR: Final = Calibration()
+KEYS_MAX: Final = 10_000
+"""Pairs of key and model whose own ratio is remembered, those that were answered last."""
 
 
 class Experience:
-    """Learned per public model (tokenizers differ by model, not by provider) and, for pace, per account."""
+    """Learned per public model (tokenizers differ by model, not by provider), of its input also per key (what keys send
+    differs: code, prose, languages)."""
 
-    __slots__ = ("_input", "_length", "_output", "_pace", "_whole")
+    __slots__ = ("_input", "_input_of_key", "_length", "_output", "_whole")
 
     def __init__(self) -> None:
         self._input: dict[str, Calibration] = {}
+        self._input_of_key: OrderedDict[tuple[str, str], Calibration] = OrderedDict()
         self._output: dict[str, Calibration] = {}
         self._length: dict[str, AnswerLength] = {}
-        self._pace: dict[tuple[str, str], Pace] = {}
         self._whole: dict[str, Calibration] = {}
 
-    @property
-    def pace(self) -> Mapping[tuple[str, str], Pace]:
-        return self._pace
-
-    def input_tokens(self, model: str, size_bytes: int) -> int:
-        return self._input.get(model, INPUT_PRIOR).tokens(size_bytes)
+    def input_tokens(self, model: str, size_bytes: int, *, key_id: str) -> int:
+        part = self._input_of_key.get((key_id, model), NO_CALIBRATION)
+        return part_tokens(part, self._input.get(model, INPUT_PRIOR), size_bytes)
 
     def output_tokens(self, model: str, size_bytes: int) -> int:
         return self._output.get(model, INPUT_PRIOR).tokens(size_bytes)
@@ -47,6 +51,7 @@ class Experience:
         self,
         model: str,
         *,
+        key_id: str,
         input_bytes: int,
         input_tokens: int,
         output_bytes: int,
@@ -58,25 +63,11 @@ class Experience:
             before = self._whole.get(model, INPUT_PRIOR)
             self._whole[model] = before.learn(whole_bytes - WHOLE_FRAME_BYTES, output_tokens)
         self._input[model] = self._input.get(model, INPUT_PRIOR).learn(input_bytes, input_tokens)
+        part = self._input_of_key.pop((key_id, model), NO_CALIBRATION)
+        self._input_of_key[(key_id, model)] = part.learn(
+            input_bytes, input_tokens, forget_above=PART_FORGET_ABOVE_TOKENS
+        )
+        if len(self._input_of_key) > KEYS_MAX:
+            self._input_of_key.popitem(last=False)
         self._output[model] = self._output.get(model, INPUT_PRIOR).learn(output_bytes, output_tokens)
         self._length[model] = self.answer_length(model).learn(output_tokens)
-
-    def learn_pace(
-        self, provider: str, account: str, *, first_chunk_seconds: float | None, tokens_per_second: float
-    ) -> None:
-        """How fast one finished answer came, folded into a moving mean; a whole body tells nothing of first chunks."""
-        before = self._pace.get((provider, account), UNKNOWN_PACE)
-        self._pace[(provider, account)] = Pace(
-            first_chunk_seconds=_moved(
-                before.first_chunk_seconds, first_chunk_seconds, unknown=UNKNOWN_PACE.first_chunk_seconds
-            ),
-            tokens_per_second=_moved(
-                before.tokens_per_second, tokens_per_second, unknown=UNKNOWN_PACE.tokens_per_second
-            ),
-        )
-
-
-def _moved(before: float, sample: float | None, *, unknown: float) -> float:
-    if sample is None:
-        return before
-    return sample if before == unknown else before + PACE_WEIGHT * (sample - before)

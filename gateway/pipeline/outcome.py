@@ -7,6 +7,7 @@ from typing import Final
 
 from gateway.core.exchange import AttemptStatus, Observation
 from gateway.core.failure import Failure
+from gateway.core.quality import Judgement
 from gateway.core.usage import Usage, UsageSource
 from gateway.providers.reading import AnswerReader
 
@@ -19,7 +20,8 @@ class Outcome:
 
     ``body`` is a whole answer (not streamed). Of a stream, ``held`` is what was not relayed yet, ``closing`` the data
     of the upstream's own closing usage chunk and ``done`` its end mark: all three wait for the settlement.
-    ``relayed`` counts bytes of the answer given to the client.
+    ``relayed`` counts bytes of the answer given to the client; ``judgement`` is what its tool calls were found to be,
+    None where there was nothing to check.
     """
 
     status: AttemptStatus
@@ -28,6 +30,7 @@ class Outcome:
     usage_source: UsageSource
     seen: Observation
     reader: AnswerReader
+    judgement: Judgement | None = None
     body: bytes | None = None
     held: bytes = b""
     closing: bytes | None = None

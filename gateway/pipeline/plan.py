@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from gateway.core.beliefs import Beliefs
 from gateway.core.catalogue import Catalogue, Deployment
 from gateway.core.exchange import Admitted, Candidate, Exclusion, Plan, Principal
 from gateway.core.refusal import Refusal, RefusalCode, RefusedError
 from gateway.core.routing import Circumstances, plan, retry_after_seconds
+from gateway.core.validity import Validity
 from gateway.pipeline.experience import Experience
 from gateway.pipeline.ports import HealthBook
 from gateway.surfaces import chat_completions
@@ -22,12 +24,14 @@ class Planning:
     usable_accounts: frozenset[tuple[str, str]]
     health: HealthBook
     experience: Experience
+    beliefs: Beliefs
+    validity: Validity
     now: datetime
 
 
 def make_plan(admitted: Admitted, principal: Principal, planning: Planning) -> Plan:
     """All candidates for an admitted request, best first."""
-    request, model = admitted.request, admitted.model
+    request, model, prompt = admitted.request, admitted.model, admitted.prompt
 
     def output_limit_of(deployment: Deployment) -> int:
         return chat_completions.output_limit_for(
@@ -42,15 +46,19 @@ def make_plan(admitted: Admitted, principal: Principal, planning: Planning) -> P
         health_of=planning.health.of,
         usable_accounts=planning.usable_accounts,
         answer_length=planning.experience.answer_length(model.name),
-        pace=planning.experience.pace,
+        pace=planning.beliefs.pace,
         now=planning.now,
+        beliefs=planning.beliefs,
+        validity=planning.validity,
+        policy=planning.catalogue.routing.policy,
     )
     return plan(
         request,
         principal,
         circumstances,
         model=model,
-        input_tokens=admitted.input_tokens,
+        prompt=prompt,
+        turn=planning.beliefs.turn(prompt, model=model.name, tenant=principal.tenant, now=planning.now.timestamp()),
         output_limit_of=output_limit_of,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -20,11 +20,12 @@ from gateway.core.catalogue import Timeouts
 from gateway.core.exchange import Principal
 from gateway.core.failure import Failure
 from gateway.core.grants import Administrator
-from gateway.core.happenings import Happening
+from gateway.core.happenings import Checked, Happening
 from gateway.core.health import Health, HealthChanged, Subject
 from gateway.core.keys import KeyChange, KeyGrant, KeyRecord
 from gateway.core.ledger import LedgerEntry, Record
 from gateway.core.organisation import Organisation
+from gateway.core.shadow import PastRequest
 from gateway.core.shedding import Shed
 from gateway.core.teams import TeamChange, TeamRecord, TeamTerms
 
@@ -92,7 +93,7 @@ class BalanceTold(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="b
     at: float
 
 
-Message = Happening | HealthChanged | BalanceTold
+Message = Happening | Checked | HealthChanged | BalanceTold
 """What replicas tell each other. None of it decides about money that is held or charged."""
 
 
@@ -473,6 +474,12 @@ class MoneyReports(Protocol):
 
     def ledger(self, start: datetime, end: datetime, *, team: str | None = None) -> AsyncIterator[dict[str, object]]:
         """One attempt at a time, in order of start, as INTERFACE §4 names its fields."""
+        ...
+
+    def past(
+        self, start: datetime, end: datetime, *, model: str | None = None, team: str | None = None
+    ) -> AsyncGenerator[PastRequest, None]:
+        """One request at a time with what it cost and the prefixes that were kept of it, in order of time."""
         ...
 
     async def explain(self, request_id: str, *, team: str | None = None) -> dict[str, object] | None:

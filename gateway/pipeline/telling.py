@@ -49,6 +49,8 @@ def headers_of(exchange: Exchange, this: Attempt) -> dict[str, str]:
     warnings = [*exchange.admitted.request.warnings, *dict.fromkeys(exchange.warnings)]
     if warnings:
         headers["x-gateway-warnings"] = "; ".join(warnings)
+    if exchange.admitted.request.asks_plan:
+        headers["x-gateway-plan"] = chat_completions.render_plan_header(exchange.plan)
     return headers
 
 

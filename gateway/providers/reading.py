@@ -1,4 +1,4 @@
-"""One reader for every OpenAI-shaped answer, streamed or whole: it counts and remembers, and never keeps text.
+"""One reader for every OpenAI-shaped answer, streamed or whole: it counts and remembers, and keeps no text but calls.
 
 Any bytes are accepted and none raises. A typical chunk is decoded into typed Structs; whatever does not fit them is
 decoded untyped and coerced into the same Structs, so that there is one place that reads (``_take``).
@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.core.quality import ARGUMENTS_CHARACTERS_MAX, CALLS_MAX, Call, Choice, ToolAnswer
 from gateway.core.usage import TOKENS_MAX
 from gateway.providers.dialect import UsageReports
 
@@ -55,6 +56,7 @@ class _Function(msgspec.Struct, gc=False):
 
 
 class _ToolCall(msgspec.Struct, gc=False):
+    index: int | None = None
     function: _Function | None = None
 
 
@@ -84,6 +86,16 @@ class _Chunk(msgspec.Struct, gc=False):
     error: Any = None
 
 
+class _KeptCall:
+    """One tool call, as far as its pieces have come."""
+
+    __slots__ = ("name", "pieces")
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.pieces: list[str] = []
+
+
 _decode_chunk: Final = msgspec.json.Decoder(_Chunk).decode
 _NOT_JSON: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 _NO_MESSAGE: Final = _Message()
@@ -97,6 +109,8 @@ class AnswerReader:
 
     __slots__ = (
         "_by_choice",
+        "_calls",
+        "_calls_size",
         "_choices",
         "_leaked",
         "_opening",
@@ -116,7 +130,8 @@ class AnswerReader:
         "upstream_id",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_calls: bool = False) -> None:
+        """``keeps_calls``: what tools are called with is kept, up to a bound, for :meth:`tool_answer`."""
         self.served_model: str | None = None
         self.upstream_id: str | None = None
         self.created: int | None = None
@@ -133,7 +148,9 @@ class AnswerReader:
         self._wrote: set[int] = set()
         self._opening: str | None = ""  # the first characters of the content; None once they are judged
         self._tail = ""  # what may be the beginning of a special token
-        self._leaked = False
+        self._leaked: str | None = None
+        self._calls: dict[tuple[int, int], _KeptCall] | None = {} if keeps_calls else None
+        self._calls_size = 0
         self._too_many = False
 
     def feed(self, data: bytes) -> EventKind:
@@ -164,12 +181,37 @@ class AnswerReader:
         return bool(self._choices) and len(self.finish_reasons) == len(self._choices) and self.error is None
 
     @property
+    def leaked(self) -> str | None:
+        """The first special token of a chat template that stood in the text."""
+        return self._leaked
+
+    @property
+    def tool_answer(self) -> ToolAnswer:
+        """What the answer called, as far as it was kept."""
+        calls: dict[int, list[Call]] = {}
+        for (choice, _), kept in (self._calls or {}).items():
+            calls.setdefault(choice, []).append(Call(kept.name, "".join(kept.pieces)))
+        return ToolAnswer(
+            choices=tuple(
+                Choice(tuple(calls.get(choice, ())), self.finish_reasons.get(choice))
+                for choice in sorted(self._choices)
+            ),
+            leaked=self._leaked,
+            thinks_in_content=self._thinks_in_content,
+            is_long=self._calls_size > ARGUMENTS_CHARACTERS_MAX,
+        )
+
+    @property
+    def _thinks_in_content(self) -> bool:
+        return self._opening == _THINK and not self.reasoning_bytes
+
+    @property
     def flags(self) -> tuple[str, ...]:
         """What is odd about the answer, for its ledger row."""
         silent = any(reason == "length" and index not in self._wrote for index, reason in self.finish_reasons.items())
         found = (
-            ("think_in_content", self._opening == _THINK and not self.reasoning_bytes),
-            ("special_tokens_leaked", self._leaked),
+            ("think_in_content", self._thinks_in_content),
+            ("special_tokens_leaked", self._leaked is not None),
             ("empty_at_length", silent),
             ("too_many_choices", self._too_many),
         )
@@ -260,6 +302,8 @@ class AnswerReader:
         self._wrote.add(index)
         for call in message.tool_calls or ():
             self._take_function(call.function)
+            if self._calls is not None and call.function is not None:
+                self._keep(self._calls, index, call.index, call.function)
         if message.function_call or message.refusal:
             self._take_function(message.function_call)
             self.content_bytes += _size(message.refusal or "")
@@ -268,14 +312,33 @@ class AnswerReader:
         if function is not None:
             self.tool_bytes += _size(function.name or "") + _size(function.arguments or "")
 
+    def _keep(
+        self, calls: dict[tuple[int, int], _KeptCall], choice: int, index: int | None, function: _Function
+    ) -> None:
+        """Puts a piece to its call. Where pieces carry no index, one with a name begins the next call."""
+        if index is None:
+            count = sum(1 for each, _ in calls if each == choice)
+            index = count if function.name or not count else count - 1
+        kept = calls.get((choice, index))
+        if kept is None:
+            if len(calls) >= CALLS_MAX:
+                self._calls_size = ARGUMENTS_CHARACTERS_MAX + 1
+                return
+            kept = calls[choice, index] = _KeptCall()
+        kept.name = kept.name or fit(function.name or "", _NAME_CHARACTERS_MAX)
+        if arguments := function.arguments:
+            self._calls_size += len(arguments)
+            if self._calls_size <= ARGUMENTS_CHARACTERS_MAX:
+                kept.pieces.append(arguments)
+
     def _judge_opening(self, content: str) -> None:
         opening = ((self._opening or "") + content[:_LEAK_CHARACTERS_MAX]).lstrip()[: len(_THINK)]
         self._opening = opening if _THINK.startswith(opening) else None
 
     def _look_for_leak(self, piece: str) -> None:
         text = self._tail + piece
-        if _LEAK.search(text):
-            self._leaked = True
+        if self._leaked is None and (found := _LEAK.search(text)) is not None:
+            self._leaked = found.group()
         start = text.rfind("<")
         self._tail = text[start:] if start >= 0 and len(text) - start < _LEAK_CHARACTERS_MAX else ""
 
@@ -345,7 +408,9 @@ def _content_text(content: object) -> str | None:
 
 
 def _tool_call_of(call: object) -> _ToolCall:
-    return _ToolCall(function=_function_of(call.get("function")) if isinstance(call, dict) else None)
+    if not isinstance(call, dict):
+        return _ToolCall()
+    return _ToolCall(index=_whole_or_none(call.get("index")), function=_function_of(call.get("function")))
 
 
 def _function_of(function: object) -> _Function | None:

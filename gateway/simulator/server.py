@@ -11,15 +11,17 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
+import msgspec
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from gateway.simulator.app import Simulator
+from gateway.simulator.bill import Price
 from gateway.simulator.connection import CUT_EXTENSION
 from gateway.simulator.settings import Settings
 from gateway.simulator.wire import PROVIDERS
@@ -117,21 +119,34 @@ async def running(simulators: Sequence[Simulator], port_base: int = 0) -> AsyncI
 Ready = Callable[[dict[str, str]], None]
 
 
-def serve(port_base: int = PORT_BASE, seed: int = 0, *, on_ready: Ready | None = None, **settings: Any) -> None:
+def serve(
+    port_base: int = PORT_BASE,
+    seed: int = 0,
+    *,
+    on_ready: Ready | None = None,
+    prices: Mapping[str, Mapping[str, Mapping[str, int]]] | None = None,
+    **settings: Any,
+) -> None:
     """Serves Moonshot, CometAPI and EvoLink on three ports from ``port_base`` until SIGINT or SIGTERM.
 
-    ``on_ready`` is told the addresses by provider; ``settings`` are fields of :class:`Settings`, for all three.
+    ``on_ready`` is told the addresses by provider; ``settings`` are fields of :class:`Settings`, for all three;
+    ``prices`` replaces prices by provider and model, as fields of :class:`Price`.
     """
+    charged = {
+        provider: {model: msgspec.convert(row, Price) for model, row in (prices or {}).get(provider, {}).items()}
+        for provider in PROVIDERS
+    }
+    simulators = [Simulator(each, Settings(seed=seed, **settings), prices=charged[each]) for each in PROVIDERS]
     with asyncio.Runner(loop_factory=_fast_loop()) as runner:
-        runner.run(_serve(port_base, Settings(seed=seed, **settings), on_ready))
+        runner.run(_serve(port_base, simulators, on_ready))
 
 
-async def _serve(port_base: int, settings: Settings, on_ready: Ready | None) -> None:
+async def _serve(port_base: int, simulators: Sequence[Simulator], on_ready: Ready | None) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    async with running([Simulator(provider, settings) for provider in PROVIDERS], port_base) as addresses:
+    async with running(simulators, port_base) as addresses:
         if on_ready is not None:
             on_ready(addresses)
         await stop.wait()

@@ -30,8 +30,9 @@ from gateway.surfaces.chat_answers import render_answer, render_closing_chunk, r
 from gateway.surfaces.conversation import read_conversation
 from gateway.surfaces.errors import HEARTBEAT, bounded, invalid, refusal_of, render_error, render_stream_error, shown
 from gateway.surfaces.extensions import take_extensions
+from gateway.surfaces.fingerprint import fingerprint_of
 from gateway.surfaces.fitness import check, output_limit_for
-from gateway.surfaces.listing import render_model, render_models, render_route
+from gateway.surfaces.listing import render_model, render_models, render_plan_header, render_route
 from gateway.surfaces.tools import read_tools
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "render_error",
     "render_model",
     "render_models",
+    "render_plan_header",
     "render_route",
     "render_stream_error",
     "render_usage",
@@ -74,12 +76,13 @@ _OPTIONAL: Final = (
 )
 
 
-def parse(body: bytes, *, headers: Mapping[str, str]) -> InferenceRequest:
+def parse(body: bytes, *, headers: Mapping[str, str], seed: int = 0) -> InferenceRequest:
     """The request that a body and its headers (names in lower case) make. Raises RefusedError and nothing else.
 
     ``model`` is as asked until the catalogue has resolved it. ``max_tokens`` and ``max_completion_tokens`` leave the
     fields for ``output_limit``, which counts for each of ``n`` answers: ``n`` up to 5 is allowed, and whoever
-    estimates multiplies the output by it. A member that is null is absent; unknown members pass.
+    estimates multiplies the output by it. A member that is null is absent; unknown members pass. ``seed`` is this
+    gateway's secret, 64 bits, that its fingerprints are made with.
     """
     members = open_body(body)
     messages = present(members, "messages")
@@ -98,6 +101,8 @@ def parse(body: bytes, *, headers: Mapping[str, str]) -> InferenceRequest:
     stream, include_usage = _streaming(members)
     for name in _OPTIONAL:
         present(members, name)
+    messages_bytes = conversation.input_bytes(messages)
+    tools_bytes = text_bytes(members["tools"]) if "tools" in members else 0
     return InferenceRequest(
         surface=Surface.CHAT_COMPLETIONS,
         model=model,
@@ -108,11 +113,15 @@ def parse(body: bytes, *, headers: Mapping[str, str]) -> InferenceRequest:
         n=n,
         output_limit=output_limit,
         needs=frozenset(conversation.needs | tools.needs | format_needs | _logprobs_needs(members)),
-        input_bytes=conversation.input_bytes(messages) + (text_bytes(members["tools"]) if "tools" in members else 0),
+        input_bytes=messages_bytes + tools_bytes,
+        fingerprint=fingerprint_of(
+            conversation, members.get("tools"), tools_bytes=tools_bytes, messages_bytes=messages_bytes, seed=seed
+        ),
         preferences=extensions.preferences,
         tags=extensions.tags,
         conversation=extensions.conversation,
         cache_ttl=extensions.cache_ttl,
+        asks_plan=extensions.asks_plan,
         warnings=bounded((*extensions.warnings, *tools.warnings)),
     )
 

@@ -53,6 +53,7 @@ class Extensions:
     conversation: str | None
     cache_ttl: str
     asks_usage: bool
+    asks_plan: bool
     warnings: tuple[str, ...]
 
 
@@ -70,6 +71,7 @@ def take_extensions(members: Members, headers: Mapping[str, str]) -> Extensions:
         conversation=_conversation(members, headers),
         cache_ttl=_cache_ttl(members),
         asks_usage=_take_usage(members),
+        asks_plan=_asks_plan(headers),
         warnings=tuple(warnings),
     )
 
@@ -184,6 +186,14 @@ def _take_usage(members: Members) -> bool:
     asked = OBJECT.optional(members, "usage")
     members.pop("usage", None)
     return asked is not None and BOOLEAN.optional(asked, "include", path="usage.") is True
+
+
+def _asks_plan(headers: Mapping[str, str]) -> bool:
+    """Header ``x-gateway-debug: plan`` asks for the plan in the answer's ``x-gateway-plan``."""
+    wanted = headers.get("x-gateway-debug", "").strip()
+    if wanted not in ("", "plan"):
+        raise invalid("x-gateway-debug", f'Header x-gateway-debug is {shown(wanted)}; it may be "plan".')
+    return bool(wanted)
 
 
 def read_tags(header: str) -> Mapping[str, str]:

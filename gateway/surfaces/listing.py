@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Set
 from datetime import date, datetime
 from typing import Final
@@ -13,11 +14,13 @@ import msgspec
 from msgspec import Raw
 
 from gateway.core.catalogue import Catalogue, Deployment, Model
-from gateway.core.exchange import Candidate, Plan, Principal
+from gateway.core.exchange import Candidate, Plan, Principal, Score
 from gateway.core.money import UnitPrice
 from gateway.core.pricing import Price
 
 OWNED_BY: Final = "kimi-gateway"
+PLAN_HEADER_CHARACTERS_MAX: Final = 6_000
+"""Clients take some kilobytes of one header; who was considered further down is in ``report explain``."""
 
 Pairs = Set[tuple[str, str]]
 """Provider and public model."""
@@ -130,9 +133,26 @@ def render_route(plan: Plan) -> bytes:
             "input_tokens_estimate": plan.input_tokens_estimate,
             "output_tokens_estimate": plan.output_tokens_estimate,
             "made_at": plan.made_at,
+            "policy": plan.policy.value,
+            "turn": plan.turn.number,
             "candidates": [_candidate(each) for each in plan.candidates],
         }
     )
+
+
+def render_plan_header(plan: Plan) -> str:
+    """The same on one line of ASCII, as a header takes it: the candidates that fit, best first."""
+    parts: list[str] = []
+    left = PLAN_HEADER_CHARACTERS_MAX
+    for each in plan.candidates:
+        about: dict[str, object] = {"provider": each.provider, "account": each.account, "excluded": each.excluded}
+        about |= {} if each.score is None else _score(each.score)
+        part = json.dumps({name: value for name, value in about.items() if value is not None}, separators=(",", ":"))
+        left -= len(part) + 1
+        if left < 0:
+            break
+        parts.append(part)
+    return f'{{"policy":"{plan.policy.value}","turn":{plan.turn.number},"candidates":[{",".join(parts)}]}}'
 
 
 def _candidate(candidate: Candidate) -> dict[str, object]:
@@ -143,9 +163,15 @@ def _candidate(candidate: Candidate) -> dict[str, object]:
         "upstream_model": candidate.deployment.upstream,
         "expected_cost_usd": None if cost is None else Raw(str(cost).encode()),
         "expected_cached_tokens": candidate.expected_cached_tokens,
+        "score": None if candidate.score is None else _score(candidate.score),
         "state": candidate.state.value,
         "excluded": candidate.excluded,
         "price_id": None if candidate.price is None else candidate.price.price_id,
         "output_limit": candidate.output_limit,
         "retry_at": candidate.retry_at,
     }
+
+
+def _score(score: Score) -> dict[str, float]:
+    """Every number that went into the choice; what is smaller than a nano-dollar is noise."""
+    return {name: round(value, 9) for name, value in msgspec.structs.asdict(score).items()}

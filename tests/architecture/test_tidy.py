@@ -22,7 +22,7 @@ FILE_LINES_MAX = 600
 LONGER: dict[str, int] = {}
 
 MONEY_FILES = ("money", "pricing", "usage", "ledger", "estimate", "budget", "focus")
-PURE_FOLDERS = ("gateway/core", "gateway/providers", "gateway/surfaces")
+PURE_FOLDERS = ("gateway/core", "gateway/providers", "gateway/replay", "gateway/surfaces")
 
 # (what the code says, what to do instead)
 IMPURE_CALLS = {

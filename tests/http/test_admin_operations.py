@@ -42,6 +42,57 @@ async def test_an_account_that_is_out(house: House):
     assert "credential" in evolink["out"][0]["reason"]
 
 
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+]
+
+
+async def test_tool_calls_that_are_wrong(house: House):
+    """What each provider answers wrong is told by model, counted by reason, and flagged in its row; no content is."""
+    fault = Fault(kind="invalid_tool_arguments", mode="schema", count=1)
+    house.simulators["evolink"].faults.add(fault, now=0.0)
+    wrong = await house.ask(chat("Weather?", tools=TOOLS))
+    right = await house.ask(chat("Weather?", tools=TOOLS, stream=True))
+    assert (wrong.status_code, right.status_code) == (200, 200)
+    states = {state["provider"]: state for state in (await house.admin("GET", "/providers")).json()["data"]}
+    (calls,) = states["evolink"]["tool_calls"].values()
+    assert calls == {"checked": 2.0, "valid_share": 0.5, "faults": {"schema_violated": 1.0}}
+    assert states["moonshot"]["tool_calls"] == {}
+    metrics = (await house.client.get("/metrics")).text
+    pair = 'model="kimi-k2-thinking",provider="evolink"'
+    assert f"gateway_tool_call_answers_checked_total{{{pair}}} 2.0" in metrics
+    assert f'gateway_tool_call_answers_invalid_total{{{pair},reason="schema_violated"}} 1.0' in metrics
+    assert "get_weather" not in metrics
+
+    async def explained():
+        answer = await house.admin("GET", f"/requests/{wrong.headers['x-request-id']}")
+        return answer.json()["attempts"] if answer.status_code == 200 else None
+
+    (attempt,) = await eventually(explained)
+    assert attempt["flags"] == ["tool_calls_checked", "schema_violated"]
+
+
+async def test_an_answer_of_another_model(house: House):
+    """The metric counts it, and the explanation says which model answered."""
+    house.simulators["evolink"].faults.add(Fault(kind="served_model", served="kimi-k9", count=1), now=0.0)
+    answer = await house.ask(chat())
+    metrics = (await house.client.get("/metrics")).text
+    assert 'gateway_model_mismatches_total{model="kimi-k2-thinking",provider="evolink"} 1.0' in metrics
+
+    async def explained():
+        told = await house.admin("GET", f"/requests/{answer.headers['x-request-id']}")
+        return told.json()["attempts"] if told.status_code == 200 else None
+
+    (attempt,) = await eventually(explained)
+    assert (attempt["served_model"], attempt["flags"]) == ("kimi-k9", ["model_mismatch"])
+
+
 async def test_the_prices(house: House):
     """Every price row is listed, as it was written, with source and date."""
     rows = (await house.admin("GET", "/prices")).json()["data"]

@@ -107,6 +107,7 @@ TABLE: dict[tuple[str, str], Ask] = {
     ("PATCH", "/admin/organisation"): Ask(WRITE_WHOLE, body={"name": "{new}"}),
     ("GET", "/admin/ledger"): Ask(READ),
     ("GET", "/admin/reports/spend"): Ask(READ, "/admin/reports/spend?group_by=key,team,tag:mark"),
+    ("GET", "/admin/reports/savings"): Ask(READ),
     ("GET", "/admin/requests/{request_id}"): Ask(READ_ONE, "/admin/requests/{request}"),
     ("GET", "/admin/audit"): Ask(READ, "/admin/audit?limit=1000"),
     ("GET", "/admin/providers"): Ask(READ_WHOLE),

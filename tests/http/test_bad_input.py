@@ -201,7 +201,7 @@ async def test_a_finance_key_on_inference(house: House):
 ADMIN_ROUTES = [
     ("GET", "/keys"), ("POST", "/keys"), ("GET", "/keys/key_1"), ("DELETE", "/keys/key_1"),
     ("POST", "/keys/key_1/rotate"), ("GET", "/ledger"), ("GET", "/reports/spend"), ("GET", "/requests/req_1"),
-    ("GET", "/providers"), ("GET", "/prices"), ("POST", "/config/reload"),
+    ("GET", "/reports/savings"), ("GET", "/providers"), ("GET", "/prices"), ("POST", "/config/reload"),
 ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from typing import Final
 
 from tests.prove import (
     allowances,
+    alone,
     budgets,
     conservation,
     hangups,
@@ -65,6 +66,11 @@ PROOFS: Final = (
     Proof(
         name="shared", claim="whatever becomes of Redis, no strict budget is overspent",
         prove=shared.prove, unit="losses of Redis", small=3, usual=8, full=40,
+        several_workers=True,
+    ),
+    Proof(
+        name="alone", claim="without Redis nothing fails, and warm caches stay known",
+        prove=alone.prove, unit="seconds without Redis", small=2, usual=10, full=60, ticks=2,
         several_workers=True,
     ),
     Proof(

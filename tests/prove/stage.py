@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,18 +82,18 @@ def staged(
     *,
     seed: int,
     simulator: Mapping[str, Any],
-    config: Mapping[str, str] | None = None,
+    config: Callable[[Mapping[str, str]], Mapping[str, str]] | None = None,
     workers: int = 1,
     redis_url: str = "",
 ) -> Iterator[Stage]:
-    """All of it, started as a user would in a folder that it makes, and gone at the end. ``config`` replaces files of
-    the configuration."""
+    """All of it, started as a user would in a folder that it makes, and gone at the end. ``config`` makes files of the
+    configuration from the providers' addresses; the others are the demo's."""
     folder.mkdir(mode=0o711, exist_ok=True)  # as root, PostgreSQL's account has to pass through
     with (
         launch.simulators(folder, seed=seed, settings=simulator) as addresses,
         launch.gateway(
             folder,
-            {**launch.demo_config(addresses, keep_limits=False), **(config or {})},
+            {**launch.demo_config(addresses, keep_limits=False), **(config(addresses) if config else {})},
             workers=workers,
             redis_url=redis_url,
         ) as ours,

@@ -10,6 +10,7 @@ from typing import Any, Final
 from pydantic import SecretStr
 
 from gateway.adapters.allowances import LocalAllowances
+from gateway.adapters.gossip import NoGossip
 from gateway.adapters.health import MemoryHealthBook
 from gateway.adapters.journal import JournalWriter, journal_id
 from gateway.adapters.journal.outbox import Outbox
@@ -23,6 +24,7 @@ from gateway.http.chat import chat_route
 from gateway.http.services import Services
 from gateway.pipeline.conduct import Conductor
 from gateway.pipeline.experience import Experience
+from gateway.pipeline.noting import Noting
 from gateway.pipeline.turns import Turns
 from tests.pipeline.world import configuration
 from tests.simulation.balances import SimulatedBalances
@@ -104,6 +106,7 @@ class SimulatedGateway(Gateway):
             clock=self.clock,
             ids=world.ids,
             allowances=self.allowances,
+            noting=Noting(gossip=NoGossip(), clock=self.clock),
             turns=Turns(
                 waiting_max=world.scenario.rights.waiting_max,
                 waiting_of_key_max=world.scenario.rights.waiting_of_key_max,

@@ -6,11 +6,14 @@ import pytest
 
 from gateway.core.estimate import (
     FORGET_ABOVE_TOKENS,
+    NO_CALIBRATION,
     OUTPUT_TOKENS_PRIOR,
+    PART_FORGET_ABOVE_TOKENS,
     AnswerLength,
     Calibration,
     expected_cost,
     largest_cost,
+    part_tokens,
 )
 from gateway.core.money import UnitPrice
 from gateway.core.pricing import Price, rate
@@ -89,3 +92,19 @@ def test_the_largest_cost_assumes_the_worst(ttl: str, cost: str) -> None:
         assert rate(usage, K3, cache_ttl=ttl).cost.pico <= largest_cost(
             K3, input_tokens=1_000, output_limit=1_000, n=2, cache_ttl=ttl
         ).pico  # fmt: skip
+
+
+def test_a_part_is_its_whole_until_it_has_a_history() -> None:
+    """Whole: 4 bytes a token. The part's own 2,000 bytes were 1,000 tokens, the prior is as heavy: 6,000 bytes are
+    2,000 tokens, so 3 bytes a token."""
+    whole = Calibration(bytes_seen=40_000, tokens_seen=10_000)
+    assert part_tokens(NO_CALIBRATION, whole, 4_001) == whole.tokens(4_001) == 1_001
+    part = NO_CALIBRATION.learn(2_000, 1_000)
+    assert part_tokens(part, whole, 3_000) == 1_000
+
+
+def test_a_part_forgets_sooner() -> None:
+    """What it has seen is halved before the next answer once it is enough."""
+    part = NO_CALIBRATION.learn(800_000, PART_FORGET_ABOVE_TOKENS, forget_above=PART_FORGET_ABOVE_TOKENS)
+    learned = part.learn(10, 5, forget_above=PART_FORGET_ABOVE_TOKENS)
+    assert learned == Calibration(bytes_seen=400_010, tokens_seen=PART_FORGET_ABOVE_TOKENS // 2 + 5)

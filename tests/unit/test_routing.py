@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.catalogue import Catalogue, Model
+from gateway.core.catalogue import Catalogue, Model, RoutingTerms
 from gateway.core.estimate import AnswerLength
 from gateway.core.exchange import (
     Candidate,
@@ -23,12 +23,19 @@ from gateway.core.exchange import (
     Surface,
 )
 from gateway.core.failure import Failure, FailureClass
+from gateway.core.happenings import Checked
 from gateway.core.health import WELL, WHY, Health, Subject, after_failure, after_free_probe, claim_probe
-from gateway.core.routing import Circumstances, Pace, plan, retry_after_seconds, subjects
+from gateway.core.load import Pace
+from gateway.core.prefix import FIRST_TURN, Prompt
+from gateway.core.quality import Fault
+from gateway.core.routing import Circumstances, plan, retry_after_seconds, subjects
+from gateway.core.validity import Validity
 from tests.pipeline.virtual_time import START
 from tests.pipeline.world import ALICE, MODEL, card, catalogue, configuration, deployment, price
 
 CATALOGUE = catalogue(card("evolink"), card("moonshot", accounts=("b", "a")), card("cometapi"))
+
+PROMPT = Prompt(digests=(1,), tokens=(500,))
 
 
 def planned(
@@ -40,6 +47,7 @@ def planned(
     usable: frozenset[tuple[str, str]] | None = None,
     output_limit: int = 1_000,
     seconds: float = 0,
+    validity: Validity | None = None,
     **request: Any,
 ) -> Plan:
     asked = InferenceRequest(surface=Surface.CHAT_COMPLETIONS, model=MODEL, model_asked=MODEL, fields={}, **request)
@@ -53,9 +61,11 @@ def planned(
             answer_length=AnswerLength(),
             pace=pace or {},
             now=START + timedelta(seconds=seconds),
+            validity=validity or Validity(),
         ),
         model=Model(name=MODEL),
-        input_tokens=500,
+        prompt=PROMPT,
+        turn=FIRST_TURN,
         output_limit_of=lambda _: output_limit,
     )
 
@@ -162,7 +172,8 @@ def test_the_card_may_speak_against_it() -> None:
             now=START,
         ),
         model=Model(name=MODEL),
-        input_tokens=500,
+        prompt=PROMPT,
+        turn=FIRST_TURN,
         output_limit_of=lambda _: 100,
     )
     assert names(made) == ["a/main", "f/main"]
@@ -268,3 +279,49 @@ def test_three_must_be_well() -> None:
         Subject("moonshot", None, MODEL),
         Subject("moonshot", "a", MODEL),
     )
+
+
+GATED = replace(CATALOGUE, routing=RoutingTerms(min_tool_call_validity=0.95))
+TOOLS = frozenset({"tools"})
+
+
+def wrong_at(*providers: str) -> Validity:
+    """Thirty wrong tool-call answers in a row at each of these."""
+    validity = Validity()
+    for provider in providers * 30:
+        at = START.timestamp()
+        validity.apply(Checked(provider=provider, model=MODEL, tenant="team-a", at=at, fault=Fault.ARGUMENTS_NOT_JSON))
+    return validity
+
+
+def test_where_tool_calls_are_wrong_requests_with_tools_go_elsewhere() -> None:
+    """The reason says how many were right; requests without tools do not mind, nor does who sets no minimum."""
+    wrong = wrong_at("evolink")
+    made = planned(in_force=GATED, validity=wrong, needs=TOOLS)
+    assert names(made) == ["moonshot/a", "moonshot/b", "cometapi/main"]
+    passed_by = one(made, "evolink")
+    assert passed_by.exclusion is Exclusion.INVALID_TOOL_CALLS
+    assert passed_by.state is CandidateState.EJECTED
+    assert passed_by.excluded == "0.0% of its tool-call answers were right of late, below min_tool_call_validity 0.95"
+    assert names(planned(in_force=GATED, validity=wrong))[0] == "evolink/main"
+    assert names(planned(validity=wrong, needs=TOOLS))[0] == "evolink/main"
+
+
+def test_the_last_one_is_never_passed_by_for_its_tool_calls() -> None:
+    """With nobody better it is tried; it goes before an open circuit, which answers nothing at all."""
+    everywhere = wrong_at("evolink", "moonshot", "cometapi")
+    assert len(names(planned(in_force=GATED, validity=everywhere, needs=TOOLS))) == 4
+    opened = {
+        Subject(provider, account, MODEL): out(FailureClass.TRANSIENT, times=5)
+        for provider, account in (("moonshot", "a"), ("moonshot", "b"), ("cometapi", "main"))
+    }
+    made = planned(in_force=GATED, validity=wrong_at("evolink"), health=opened, needs=TOOLS)
+    assert names(made) == ["evolink/main"]
+    assert one(made, "moonshot", "a").exclusion is Exclusion.EJECTED
+
+
+def test_who_is_ill_is_out_for_its_illness() -> None:
+    """Of two reasons the graver one is given."""
+    gone = {Subject("evolink", None, MODEL): out(FailureClass.MODEL_GONE)}
+    made = planned(in_force=GATED, validity=wrong_at("evolink"), health=gone, needs=TOOLS)
+    assert one(made, "evolink").exclusion is Exclusion.GONE

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from gateway.core.ledger import Intent, LedgerEntry, PlanRecord, Progress, Record
+from gateway.core.prefix import Prompt
 
 HEADER: Final = struct.Struct("<II")
 PAYLOAD_BYTES_MAX: Final = 16 * 1024 * 1024
@@ -53,6 +54,9 @@ class _PlanFrame(msgspec.Struct, frozen=True, kw_only=True, tag="plan", tag_fiel
     made_at: datetime
     key_id: str
     plan: bytes
+    prompt: Prompt | None = None
+    tenant: str = ""
+    turn: int = 0
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -81,7 +85,13 @@ def decode(payload: bytes) -> Record | str:
         return f"{type(error).__name__}: {error}"
     if isinstance(record, _PlanFrame):
         return PlanRecord(
-            request_id=record.request_id, made_at=record.made_at, key_id=record.key_id, plan=msgspec.Raw(record.plan)
+            request_id=record.request_id,
+            made_at=record.made_at,
+            key_id=record.key_id,
+            plan=msgspec.Raw(record.plan),
+            prompt=record.prompt,
+            tenant=record.tenant,
+            turn=record.turn,
         )
     return record
 
@@ -96,7 +106,13 @@ def _travelling(record: Record) -> Intent | Progress | LedgerEntry | _PlanFrame:
     if not isinstance(record, PlanRecord):
         return record
     return _PlanFrame(
-        request_id=record.request_id, made_at=record.made_at, key_id=record.key_id, plan=bytes(record.plan)
+        request_id=record.request_id,
+        made_at=record.made_at,
+        key_id=record.key_id,
+        plan=bytes(record.plan),
+        prompt=record.prompt,
+        tenant=record.tenant,
+        turn=record.turn,
     )
 
 

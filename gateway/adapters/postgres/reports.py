@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
@@ -18,9 +18,12 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 
 from gateway.adapters.postgres.connections import Connections
+from gateway.adapters.postgres.past import past, past_rows
 from gateway.adapters.postgres.sql import statement
 from gateway.adapters.postgres.tables import ledger_row_json, moment_text
 from gateway.core.money import decimal_text
+from gateway.core.shadow import PastRequest
+from gateway.replay.rows import Row
 
 QUARTER: Final = timedelta(minutes=15)
 FETCH_ROWS: Final = 1_000
@@ -109,6 +112,15 @@ class Reports:
             "attempts": attempts,
             "cost": decimal_text(sum(row["cost_pico"] for row in rows)),
         }
+
+    def past(
+        self, start: datetime, end: datetime, *, model: str | None = None, team: str | None = None
+    ) -> AsyncGenerator[PastRequest, None]:
+        return past(self._connections, start, end, model=model, team=team)
+
+    def past_rows(self, start: datetime, end: datetime, *, model: str | None = None) -> AsyncIterator[Row]:
+        """The past as rows to replay. Raises StoreUnavailableError."""
+        return past_rows(self._connections, start, end, model=model)
 
     async def journal_offsets(self) -> dict[str, tuple[int, int]]:
         """How far each journal has been shipped: segment and byte offset by journal id."""

@@ -20,6 +20,7 @@ import msgspec
 import psycopg
 from psycopg.types.json import set_json_dumps
 
+from gateway.adapters.postgres.prompts import packed
 from gateway.adapters.postgres.sql import statement
 from gateway.adapters.postgres.tables import LEDGER_COLUMNS, LEDGER_TYPES, without_nul
 from gateway.core.ledger import LedgerEntry, PlanRecord, Record
@@ -52,8 +53,11 @@ ON CONFLICT (journal_id) DO UPDATE
     SET segment = excluded.segment, byte_offset = excluded.byte_offset, shipped_at = now()
 """
 _PLANS: Final = b"""
-INSERT INTO exchanges (request_id, made_at, key_id, plan)
-SELECT * FROM jsonb_to_recordset(%s::jsonb) AS made (request_id text, made_at timestamptz, key_id text, plan jsonb)
+INSERT INTO exchanges (request_id, made_at, key_id, plan, prompt, tenant, turn)
+SELECT request_id, made_at, key_id, plan, decode(prompt, 'base64'), tenant, turn
+FROM jsonb_to_recordset(%s::jsonb) AS made (
+    request_id text, made_at timestamptz, key_id text, plan jsonb, prompt text, tenant text, turn bigint
+)
 ON CONFLICT DO NOTHING
 """
 _SET_ASIDE: Final = b"""
@@ -477,7 +481,15 @@ async def _add_entries(cursor: psycopg.AsyncCursor, entries: Sequence[LedgerEntr
 async def _add_plans(cursor: psycopg.AsyncCursor, plans: Sequence[PlanRecord]) -> None:
     """All plans as one JSON text: psycopg would escape an array of them element by element, in Python."""
     rows = [
-        {"request_id": plan.request_id, "made_at": plan.made_at, "key_id": plan.key_id, "plan": plan.plan}
+        {
+            "request_id": plan.request_id,
+            "made_at": plan.made_at,
+            "key_id": plan.key_id,
+            "plan": plan.plan,
+            "prompt": None if plan.prompt is None else packed(plan.prompt),
+            "tenant": None if plan.prompt is None else plan.tenant,
+            "turn": None if plan.prompt is None else plan.turn,
+        }
         for plan in plans
     ]
     await cursor.execute(_PLANS, [msgspec.json.encode(rows).decode("utf-8", "replace")])

@@ -14,6 +14,7 @@ from litestar.response import Stream
 from gateway.http.admin.answers import FLUSH_SECONDS, checked, found, invalid, stored
 from gateway.http.admin.guards import readers, who
 from gateway.http.books import MEDIA_TYPES, Form, Row, period, render_ledger, render_report
+from gateway.http.savings import REQUESTS_MAX, TooManyRequestsError, counted, rendered
 from gateway.http.services import Services
 
 ESTIMATES_AS_NUMBERS: Final = msgspec.json.Encoder(decimal_format="number")
@@ -23,7 +24,7 @@ Asked = Request[Any, Any, Any]
 
 def money_routes(services: Services) -> list[HTTPRouteHandler]:
     """Every route that reads money."""
-    return [_ledger(services), _spend(services), _explain(services)]
+    return [_ledger(services), _spend(services), _savings(services), _explain(services)]
 
 
 def _ledger(services: Services) -> HTTPRouteHandler:
@@ -65,6 +66,38 @@ def _spend(services: Services) -> HTTPRouteHandler:
         return Response(render_report(report, columns, format_), media_type=MEDIA_TYPES[format_])
 
     return spend
+
+
+def _savings(services: Services) -> HTTPRouteHandler:
+    @get(
+        "/reports/savings",
+        summary="What routing saved against one choice for everything, and what the providers' caches saved",
+        guards=readers(services),
+    )
+    async def savings(
+        request: Asked,
+        from_: Annotated[str | None, QueryParameter(name="from")] = None,
+        to: FromQuery[str | None] = None,
+        tz: FromQuery[str] = "UTC",
+        model: FromQuery[str | None] = None,
+    ) -> Response[bytes]:
+        start, end = checked(lambda: period(from_, to, tz, now=services.conductor.clock.now()))
+        await services.flush(FLUSH_SECONDS)
+        catalogue = services.conductor.configuration.catalogue
+        name = None if model is None else catalogue.aliases.get(model, model)
+        past = services.reports.past(start, end, model=name, team=who(request).team)
+        try:
+            counting = counted(past, catalogue, requests_max=REQUESTS_MAX)
+            report = await stored(counting)
+        except TooManyRequestsError:
+            raise invalid(
+                "from",
+                f"There are more than {REQUESTS_MAX:,} requests in this period, which is too long for a gateway that "
+                "is serving. Ask for a shorter one, or run `gateway report savings`.",
+            ) from None
+        return Response(ESTIMATES_AS_NUMBERS.encode(rendered(report, start, end)), media_type=MEDIA_TYPES["json"])
+
+    return savings
 
 
 def _explain(services: Services) -> HTTPRouteHandler:

@@ -1,0 +1,155 @@
+"""The gateway of one run: what it knows of its providers, and how it plans by that; never what a provider really holds.
+
+The same functions in the same order as the live pipeline: plan by the core, tell what happened, believe accordingly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from gateway.core.beliefs import Beliefs
+from gateway.core.catalogue import Deployment, Policy
+from gateway.core.continuation import Turn
+from gateway.core.estimate import AnswerLength
+from gateway.core.exchange import Candidate, InferenceRequest, Plan, Principal, Surface
+from gateway.core.happenings import Answered, Ended, Sent
+from gateway.core.hold import Hold, worth_holding
+from gateway.core.routing import Circumstances, plan, subjects
+from gateway.core.warmth import worth_remembering
+from gateway.replay.circuits import Circuits
+from gateway.replay.rows import Row
+from gateway.replay.scenario import Scenario
+from gateway.replay.world import AccountKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A plan, and the turn of the conversation that it was made for."""
+
+    plan: Plan
+    turn: Turn
+
+
+class Gateway:
+    """Plans for rows and learns from their ends."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self._catalogue = scenario.catalogue
+        self._model = scenario.model
+        self._beliefs = Beliefs()
+        self._circuits = Circuits(scenario.seed)
+        self._answer_length = AnswerLength()
+        self._usable: frozenset[AccountKey] = frozenset(
+            (card.name, account.name)
+            for card, _ in scenario.catalogue.deployments(scenario.model.name)
+            for account in card.accounts
+        )
+        self._request = InferenceRequest(
+            surface=Surface.CHAT_COMPLETIONS, model=scenario.model.name, model_asked=scenario.model.name, fields={}
+        )
+        self._principals: dict[str, Principal] = {}
+
+    def plan(self, row: Row, now: datetime) -> Planned:
+        """All candidates for a row at this moment, best first."""
+        principal = self._principal(row.tenant)
+        turn = self._beliefs.turn(row.prompt, model=self._model.name, tenant=row.tenant, now=now.timestamp())
+        made = plan(
+            self._request,
+            principal,
+            Circumstances(
+                catalogue=self._catalogue,
+                health_of=self._circuits.of,
+                usable_accounts=self._usable,
+                answer_length=self._answer_length,
+                pace=self._beliefs.pace,
+                now=now,
+                beliefs=self._beliefs,
+                policy=self._catalogue.routing.policy,
+            ),
+            model=self._model,
+            prompt=row.prompt,
+            turn=turn,
+            output_limit_of=self._output_limit,
+        )
+        return Planned(plan=made, turn=turn)
+
+    def _output_limit(self, deployment: Deployment) -> int:
+        return min(deployment.max_output, self._model.default_max_output)
+
+    def _principal(self, tenant: str) -> Principal:
+        known = self._principals.get(tenant)
+        if known is None:
+            known = self._principals[tenant] = Principal(key_id=tenant, key_name=tenant)
+        return known
+
+    def hold(self, planned: Planned, room_in: Mapping[AccountKey, float], waited_seconds: float) -> Hold | None:
+        """What is worth waiting for; other policies than by expected cost wait for nobody."""
+        terms = self._catalogue.routing
+        if terms.policy is not Policy.EXPECTED_COST:
+            return None
+        return worth_holding(planned.plan, room_in, terms, waited_seconds=waited_seconds)
+
+    def well(self, candidates: Iterable[Candidate], now: datetime) -> list[Candidate]:
+        """Those that are still well, or else those whose only trouble is an open circuit: never eject the last one."""
+        left = list(candidates)
+        well = [each for each in left if self._circuits.are_well(subjects(each), now)]
+        return well or [each for each in left if self._circuits.are_well(subjects(each)[:2], now)]
+
+    def sent(self, name: str, row: Row, candidate: Candidate, turn: Turn, now: datetime) -> None:
+        """An attempt begins."""
+        self._circuits.sent(subjects(candidate), now)
+        prompt, score = row.prompt, candidate.score
+        assert score is not None, "an unpriced candidate is not routable"
+        places = worth_remembering(len(prompt.digests))
+        self._beliefs.apply(
+            Sent(
+                attempt_id=name,
+                provider=candidate.provider,
+                account=candidate.account,
+                model=self._model.name,
+                tenant=row.tenant,
+                at=now.timestamp(),
+                digests=tuple([prompt.digests[place] for place in places]),
+                tokens=tuple([prompt.tokens[place] for place in places]),
+                family=prompt.family,
+                turn=turn.number,
+                follows=turn.follows,
+                output_tokens=self._answer_length.expected(candidate.output_limit),
+                matched_tokens=score.matched_tokens,
+                matched_age=score.matched_age_seconds,
+            )
+        )
+
+    def answered(
+        self,
+        name: str,
+        row: Row,
+        candidate: Candidate,
+        *,
+        now: datetime,
+        cached_tokens: int,
+        seconds: float,
+        first_seconds: float,
+    ) -> None:
+        """An attempt was answered, and this is what it was billed."""
+        self._circuits.succeeded(subjects(candidate), now)
+        self._answer_length = self._answer_length.learn(row.output_tokens)
+        self._beliefs.apply(
+            Answered(
+                attempt_id=name,
+                at=now.timestamp(),
+                input_tokens=row.input_tokens,
+                cached_tokens=cached_tokens,
+                output_tokens=row.output_tokens,
+                seconds=seconds,
+                first_chunk_seconds=first_seconds,
+            )
+        )
+
+    def failed(self, name: str, candidate: Candidate, now: datetime) -> None:
+        """An attempt found nobody there."""
+        involved = subjects(candidate)
+        self._circuits.failed(involved[2], involved, now)
+        self._beliefs.apply(Ended(attempt_id=name, at=now.timestamp(), is_warm=False, is_failure=True))
