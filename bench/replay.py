@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from gateway.core.catalogue import Account, Catalogue, Deployment, Model, ProviderCard, RoutingTerms
+from gateway.core.catalogue import Account, Catalogue, Deployment, Model, Policy, ProviderCard, RoutingTerms
 from gateway.core.money import UnitPrice
 from gateway.core.prefix import Prompt
 from gateway.core.pricing import Price, PriceTable
@@ -199,14 +199,14 @@ def measure(sim: Any, name: str, trace: Any, rows: list[Row], seed: int) -> dict
 
 
 def show(found: dict[str, Any]) -> None:
+    """One scenario as a table: ours, theirs, failed tries and p95 of time to first token of both."""
     agrees = "agrees" if found["agrees"] else "DISAGREES"
     print(
         f"{found['trace']} · {found['scenario']}: bound ${found['bound_usd']:.3f}; list price "
         f"{found['list_price_apart']:.3%} apart, {agrees}"
     )
-    print(
-        f"  {'':<14}{'ours $':>10}{'ratio':>8}{'study $':>10}{'ratio':>8}{'moves':>7}{'held':>6}{'failed':>11}{'p95 s':>12}{'CPU s':>7}"
-    )
+    titles = ("ours $", 10), ("ratio", 8), ("study $", 10), ("ratio", 8), ("moves", 7), ("held", 6), ("failed", 11)
+    print(f"  {'':<14}" + "".join(f"{title:>{width}}" for title, width in (*titles, ("p95 s", 12), ("CPU s", 7))))
     for each in found["policies"]:
         failed = f"{each['failures']}/{each['study_failures']}"
         slow = f"{each['first_token_p95']:.1f}/{each['study_first_token_p95']:.1f}"
