@@ -207,12 +207,15 @@ class Conductor:
                 with contextlib.suppress(MeteringUnavailableError):
                     self.journal.append(_plan_record(exchange))  # a refusal can be explained too
                 raise no_candidate(self._plan_again(exchange))
-            worth_waiting = self._worth_waiting(exchange, well)
-            if worth_waiting is not None:
-                waits.append(worth_waiting)
-            return self._asking(exchange, well if worth_waiting is None else [worth_waiting])
+            nonlocal waited_for
+            if (worth_waiting := self._worth_waiting(exchange, well)) is not None:
+                waited_for = worth_waiting
+                return self._asking(exchange, [worth_waiting])
+            if waited_for in well:  # the plan is from when its quota was scarce
+                well = [waited_for, *(each for each in well if each is not waited_for)]
+            return self._asking(exchange, well)
 
-        waits: list[Candidate] = []
+        waited_for: Candidate | None = None
         terms = exchange.configuration.catalogue.routing
         seconds_max = WAIT_SECONDS_MAX + (terms.hold_seconds_max if terms.hold_usd_per_second else 0.0)
         with watch:
@@ -224,7 +227,7 @@ class Conductor:
                 self.turns,
                 wait_seconds_max=seconds_max,
             )
-        if waits and (waited := self.clock.monotonic() - exchange.started) >= WAIT_TOLD_SECONDS:
+        if waited_for is not None and (waited := self.clock.monotonic() - exchange.started) >= WAIT_TOLD_SECONDS:
             exchange.warnings.append(f"waited {waited:.1f} s for room at a cheaper account")
         exchange = replace(exchange, reservation=reservation)
         shortest = reservation.output_limit_max
