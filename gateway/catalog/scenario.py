@@ -40,6 +40,7 @@ from gateway.replay.world import PARTS_PER_MILLION, Bursts, CacheTerms, Latency,
 
 UNNAMED_MODEL: Final = "model"
 """What the one model of a standalone scenario is called where nobody named it."""
+_ALWAYS: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _CONTEXT_MAX: Final = 2**31 - 1
 _NOTHING: Final = Catalogue(
     providers={}, models={}, prices=PriceTable(()), digest="", loaded_at=datetime.min.replace(tzinfo=UTC)
@@ -121,7 +122,7 @@ class _Overlay:
         seed = self._root.count("seed", like="3") or 0
         routing = read_routing(self._root, self._base.routing if self._base.models else USUAL_ROUTING)
         for name, table in self._root.tables("providers"):
-            self._provider(name, table, begins_at)
+            self._provider(name, table)
         self._root.close()
         if not self._cards:
             mend = f"Add [providers.NAME] with price = {_PRICE_LIKE}."
@@ -134,16 +135,23 @@ class _Overlay:
             prices=PriceTable([*kept, *self._prices.values()]),
             routing=routing,
         )
-        return Scenario(catalogue=catalogue, model=self._model, begins_at=begins_at, terms=self._terms, seed=seed)
+        return Scenario(
+            catalogue=catalogue,
+            model=self._model,
+            begins_at=begins_at,
+            terms=self._terms,
+            seed=seed,
+            stands_alone=self._base is _NOTHING,
+        )
 
     def _is_replaced(self, row: Price) -> bool:
         return row.model == self._model.name and row.provider in self._prices
 
-    def _provider(self, name: str, table: Table, begins_at: datetime) -> None:
+    def _provider(self, name: str, table: Table) -> None:
         if not NAME.fullmatch(name):
             mend = "Use up to 64 letters, digits, dots, hyphens and underscores, a letter or digit first."
             table.error(None, f"The name {quoted(name)} cannot stand in a report.", mend)
-        price = self._price(name, table, begins_at)
+        price = self._price(name, table)
         if price is not None:
             self._prices[name] = price
         card = self._cards.get(name)
@@ -173,7 +181,7 @@ class _Overlay:
         account = Account(provider=name, name="main")
         return ProviderCard(name=name, dialect="openai", base_url="", accounts=(account,))
 
-    def _price(self, name: str, table: Table, begins_at: datetime) -> Price | None:
+    def _price(self, name: str, table: Table) -> Price | None:
         inner = table.table("price", like=_PRICE_LIKE)
         if inner is None:
             return None
@@ -190,7 +198,7 @@ class _Overlay:
         return Price(
             provider=name,
             model=self._model.name,
-            effective_from=begins_at,
+            effective_from=_ALWAYS,
             input=miss,
             cached_input=hit,
             output=output,

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from gateway.adapters.journal import journals
-from gateway.adapters.journal.backlog import unshipped_entries
 from gateway.adapters.postgres.reports import Reports
 from gateway.catalog import load
-from gateway.cli.common import CONFIG, JSON, database, expected_errors, fail, print_json, settings_with
+from gateway.cli.asking import ask_ledger, asked_period
+from gateway.cli.common import CONFIG, JSON, expected_errors, fail, print_json, settings_with
 from gateway.cli.savings import print_savings, progress
 from gateway.cli.spend import print_spend
-from gateway.core.fields import FieldError
-from gateway.http.books import period, render_report
+from gateway.http.books import render_report
 from gateway.http.savings import counted, rendered
-from gateway.pipeline.ports import StoreUnavailableError
-
-T = TypeVar("T")
-SHIPPED_SECONDS_MAX: Final = 5.0
-SHIPPED_POLL_SECONDS: Final = 0.05
 
 
 @click.group()
@@ -47,14 +37,14 @@ def report() -> None:
 @expected_errors
 def spend(start: str | None, end: str | None, group_by: str, tz: str, form: str, *, as_json: bool) -> None:
     """Spend of a period, by any mix of groups."""
-    begins, ends = _period(start, end, tz)
+    begins, ends = asked_period(start, end, tz)
     groups = [group.strip() for group in group_by.split(",") if group.strip()]
 
     async def ask(reports: Reports) -> tuple[list[str], dict[str, Any]]:
         return reports.columns(groups), await reports.spend(begins, ends, group_by=groups, timezone=tz)
 
     try:
-        columns, found = _ask(ask)
+        columns, found = ask_ledger(ask)
     except ValueError as error:
         raise click.BadParameter(f"{error}.", param_hint="--group-by") from None
     form = "json" if as_json else form
@@ -78,11 +68,11 @@ def savings(
     start: str | None, end: str | None, tz: str, model: str | None, config_dir: Path | None, *, as_json: bool
 ) -> None:
     """What routing saved against one choice for everything, and apart from it what the providers' caches saved."""
-    begins, ends = _period(start, end, tz)
+    begins, ends = asked_period(start, end, tz)
     catalogue = load(settings_with(config_dir=config_dir).config_dir, now=datetime.now(UTC)).catalogue
     name = model and catalogue.aliases.get(model, model)
     with progress(begins, ends) as told:
-        found = _ask(lambda reports: counted(reports.past(begins, ends, model=name), catalogue, told=told))
+        found = ask_ledger(lambda reports: counted(reports.past(begins, ends, model=name), catalogue, told=told))
     shown = rendered(found, begins, ends)
     if as_json:
         print_json(shown)
@@ -96,51 +86,13 @@ def savings(
 @expected_errors
 def explain(request_id: str, *, as_json: bool) -> None:
     """One request: every candidate and why it won or lost, every attempt, every line of its cost."""
-    found = _ask(lambda reports: reports.explain(request_id))
+    found = ask_ledger(lambda reports: reports.explain(request_id))
     if found is None:
         fail(f"there is no request {request_id!r} in the ledger.")
     if as_json:
         print_json(found)
         return
     _print_explained(found)
-
-
-def _period(start: str | None, end: str | None, tz: str) -> tuple[datetime, datetime]:
-    try:
-        return period(start, end, tz, now=datetime.now(UTC))
-    except FieldError as error:
-        raise click.BadParameter(str(error), param_hint=f"--{error.field}") from None
-
-
-def _ask(question: Callable[[Reports], Awaitable[T]]) -> T:
-    """Asks the database in force, after what is durable in the journals has reached it."""
-    settings = settings_with()
-    with database(settings) as url:
-
-        async def ask() -> T:
-            reports = Reports(url)
-            try:
-                behind = await _wait_until_shipped(settings.data_dir, reports)
-                if behind:
-                    click.echo(f"gateway: {behind} attempts are not in the database yet; figures lag.", err=True)
-                return await question(reports)
-            finally:
-                await reports.close()
-
-        try:
-            return asyncio.run(ask())
-        except StoreUnavailableError:
-            fail("the database cannot be reached.")
-
-
-async def _wait_until_shipped(data_dir: Path, reports: Reports) -> int:
-    """Waits a moment for a running gateway to ship what it has settled; how many entries are left behind."""
-    deadline = time.monotonic() + SHIPPED_SECONDS_MAX
-    while True:
-        behind = unshipped_entries(data_dir, await reports.journal_offsets())
-        if not behind or time.monotonic() >= deadline or not any(found.is_live for found in journals(data_dir)):
-            return behind
-        await asyncio.sleep(SHIPPED_POLL_SECONDS)
 
 
 def _print_explained(found: dict[str, Any]) -> None:

@@ -48,6 +48,8 @@ def _prior_of(bucket: int) -> float:
 
 
 PRIOR_SHARES: Final = tuple(_prior_of(bucket) for bucket in range(BUCKETS))
+_ALL_UNSEEN: Final = tuple(0.0 if bucket == GAP else 1.0 for bucket in range(BUCKETS))
+"""Of what was never sent to a cache it is known without a bill that it is not in there."""
 _OCTAVE_OF: Final = tuple(-(-bucket // PER_OCTAVE) for bucket in range(BUCKETS))
 _OCTAVES: Final = tuple(
     tuple(bucket for bucket in range(BUCKETS) if _OCTAVE_OF[bucket] == octave) for octave in range(_OCTAVE_OF[-1] + 1)
@@ -85,7 +87,7 @@ class Evidence:
     def shares(self) -> Shares:
         """What is to be expected of each age after all these bills."""
         if not self.bills or not any(self.could):
-            return Shares(PRIOR_SHARES, (1.0,) * BUCKETS)
+            return Shares(PRIOR_SHARES, _ALL_UNSEEN)
         bill = sum(self.could) / self.bills  # so many tokens weigh as much as one bill
         octaves = [_shrunk(self, octave, bill) for octave in _OCTAVES]
         values: list[float] = []
@@ -96,7 +98,7 @@ class Evidence:
             mine = OCTAVE_EVIDENCE * bill / (self.could[bucket] + OCTAVE_EVIDENCE * bill)
             own = self.were[bucket] / self.could[bucket] if self.could[bucket] else 0.0
             values.append((1.0 - mine) * own + mine * of_octave)
-            unseen.append(mine * borrowed)
+            unseen.append(mine * borrowed * _ALL_UNSEEN[bucket])
         return Shares(tuple(values), tuple(unseen))
 
 

@@ -7,7 +7,17 @@ from datetime import datetime
 from typing import Final
 
 from gateway.core.failure import Failure, FailureClass
-from gateway.core.health import WELL, Health, Subject, after_failure, after_success, claim_probe, release_probe
+from gateway.core.health import (
+    WELL,
+    Health,
+    Subject,
+    after_failure,
+    after_first_byte,
+    after_free_probe,
+    after_success,
+    claim_probe,
+    release_probe,
+)
 from gateway.replay.chance import draw
 
 UNREACHABLE: Final = Failure(kind=FailureClass.UNREACHABLE, message="out")
@@ -42,18 +52,33 @@ class Circuits:
             if health is not None and health.awaits_probe(now):
                 self._states[subject] = claim_probe(health, now)
 
-    def succeeded(self, subjects: Iterable[Subject], now: datetime) -> None:
+    def answering(self, subjects: Iterable[Subject], now: datetime, *, began: datetime) -> None:
+        """The first token of an answer has come."""
         for subject in subjects:
             health = self._states.get(subject)
-            if health is not None or (subject.account is not None and subject.model is not None):
-                self._states[subject] = after_success(health or WELL, now)
+            if health is not None and health.out_until is not None:
+                self._states[subject] = after_first_byte(health, now, began=began)
 
-    def failed(self, about: Subject, subjects: Iterable[Subject], now: datetime) -> None:
-        """A request found nobody there: that is about the circuit; the others' probes are given back."""
+    def succeeded(self, subjects: Iterable[Subject], now: datetime, *, began: datetime) -> None:
+        for subject in subjects:
+            health = self._states.get(subject)
+            if health is not None or subject.is_circuit:
+                self._states[subject] = after_success(health or WELL, now, began=began)
+
+    def failed(self, about: Subject, subjects: Iterable[Subject], now: datetime, *, began: datetime) -> bool:
+        """A request found nobody there: that is about the circuit; the others' probes are given back. Whether it has
+        just gone out."""
         self._drawn += 1
+        before = self.of(about)
         jitter = draw(self._seed, self._drawn)
-        self._states[about] = after_failure(self.of(about), UNREACHABLE, now, jitter=jitter)
+        after = self._states[about] = after_failure(before, UNREACHABLE, now, began=began, jitter=jitter)
         for subject in subjects:
             health = self._states.get(subject)
             if subject != about and health is not None and health.probe_until is not None:
-                self._states[subject] = release_probe(health)
+                self._states[subject] = release_probe(health, now)
+        return before.out_until is None and after.out_until is not None
+
+    def asked_for_free(self, subject: Subject, now: datetime, *, ok: bool) -> bool:
+        """A question that costs nothing was asked of one that is out. Whether it still is."""
+        health = self._states[subject] = after_free_probe(self.of(subject), now, ok=ok)
+        return health.out_until is not None

@@ -23,7 +23,7 @@ from gateway.core.pricing import Price, rate
 from gateway.core.retry_budget import RetryBudget
 from gateway.core.routing import retry_after_seconds
 from gateway.core.usage import Usage
-from gateway.replay.gateway import Gateway, Planned
+from gateway.replay.gateway import Gateway, Planned, Timing
 from gateway.replay.results import Tally
 from gateway.replay.rows import Row
 from gateway.replay.scenario import Scenario
@@ -35,6 +35,8 @@ ASK_AGAIN_SECONDS_MAX: Final = 60.0
 FAILURE_SECONDS: Final = 1.0
 WAIT_SECONDS_MAX: Final = 1.0
 """A request that waits for room looks again at least this often: somebody may have left."""
+FREE_PROBE_SECONDS: Final = 2.0
+"""Between two free questions to an account that is out, as the live gateway asks them."""
 PROGRESS_ROWS: Final = 200
 
 
@@ -44,8 +46,9 @@ class _Kind(IntEnum):
     READABLE = 0
     ANSWERED = 1
     FAILED = 2
-    WAKE = 3
-    DUE = 4
+    ASK = 3
+    WAKE = 4
+    DUE = 5
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -79,7 +82,7 @@ class _Attempt:
         return f"{self.request.place}.{self.number}"
 
 
-Event = tuple[float, _Kind, int, _Request | _Attempt | None]
+Event = tuple[float, _Kind, int, _Request | _Attempt | AccountKey | None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -123,15 +126,18 @@ class Engine:
                 self._wake(at)
             elif isinstance(what, _Request):
                 self._due(what, at)
+            elif isinstance(what, tuple):
+                self._ask_for_free(what, at)
             elif kind is _Kind.READABLE:
                 self._world(what.candidate).cache.use(what.request.row.prompt, what.sent_at)
+                self._gateway.answering(what.candidate, self._moment(at), began=self._moment(what.sent_at))
             elif kind is _Kind.ANSWERED:
                 self._answered(what, at)
             else:
                 self._failed(what, at)
         return self.tally
 
-    def _push(self, at: float, kind: _Kind, what: _Request | _Attempt | None) -> None:
+    def _push(self, at: float, kind: _Kind, what: _Request | _Attempt | AccountKey | None) -> None:
         self._number += 1
         heapq.heappush(self._events, (at, kind, self._number, what))
 
@@ -277,10 +283,11 @@ class Engine:
             attempt.name,
             attempt.request.row,
             candidate,
-            now=self._moment(at),
+            self._moment(at),
             cached_tokens=attempt.cached_tokens,
-            seconds=at - attempt.sent_at,
-            first_seconds=attempt.first_token_at - attempt.sent_at,
+            timing=Timing(
+                self._moment(attempt.sent_at), at - attempt.sent_at, attempt.first_token_at - attempt.sent_at
+            ),
         )
         self._end(is_served=True)
         if self._waiting:
@@ -295,7 +302,8 @@ class Engine:
         room.end(candidate.limits)
         room.tokens.correct(int(attempt.sent_at), -self._tokens(request))
         now = self._moment(at)
-        self._gateway.failed(attempt.name, candidate, now)
+        if self._gateway.failed(attempt.name, candidate, now, began=self._moment(attempt.sent_at)):
+            self._push(at + FREE_PROBE_SECONDS, _Kind.ASK, key)
         following = None
         budget = self._retries.spend()
         if request.attempts < ATTEMPTS_MAX and budget is not None:
@@ -309,6 +317,12 @@ class Engine:
         request.left.remove(following)
         self._served_by[self.conversations[request.place]] = _key(following)
         self._send(request, following, at)
+
+    def _ask_for_free(self, account: AccountKey, at: float) -> None:
+        """While an account is out, whether anything answers there is asked every few seconds."""
+        answers = not self._accounts[account].is_out(at)
+        if self._gateway.asked_for_free(account, self._moment(at), ok=answers):
+            self._push(at + FREE_PROBE_SECONDS, _Kind.ASK, account)
 
     def _refuse(self, request: _Request, at: float, seconds: float) -> None:
         """The client is told so, and asks again as a request of its own."""

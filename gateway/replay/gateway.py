@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from gateway.core.beliefs import Beliefs
 from gateway.core.catalogue import Deployment, Policy
-from gateway.core.continuation import Turn
 from gateway.core.estimate import AnswerLength
 from gateway.core.exchange import Candidate, InferenceRequest, Plan, Principal, Surface
 from gateway.core.happenings import Answered, Ended, Sent
+from gateway.core.health import Subject
 from gateway.core.hold import Hold, worth_holding
+from gateway.core.prefix import Turn
 from gateway.core.routing import Circumstances, plan, subjects
 from gateway.core.warmth import worth_remembering
 from gateway.replay.circuits import Circuits
@@ -30,6 +32,14 @@ class Planned:
 
     plan: Plan
     turn: Turn
+
+
+class Timing(NamedTuple):
+    """When an attempt was sent, how long its answer took, and its first token."""
+
+    began: datetime
+    seconds: float
+    first_seconds: float
 
 
 class Gateway:
@@ -122,19 +132,15 @@ class Gateway:
             )
         )
 
+    def answering(self, candidate: Candidate, now: datetime, *, began: datetime) -> None:
+        """The first token of an answer has come."""
+        self._circuits.answering(subjects(candidate), now, began=began)
+
     def answered(
-        self,
-        name: str,
-        row: Row,
-        candidate: Candidate,
-        *,
-        now: datetime,
-        cached_tokens: int,
-        seconds: float,
-        first_seconds: float,
+        self, name: str, row: Row, candidate: Candidate, now: datetime, *, cached_tokens: int, timing: Timing
     ) -> None:
         """An attempt was answered, and this is what it was billed."""
-        self._circuits.succeeded(subjects(candidate), now)
+        self._circuits.succeeded(subjects(candidate), now, began=timing.began)
         self._answer_length = self._answer_length.learn(row.output_tokens)
         self._beliefs.apply(
             Answered(
@@ -143,13 +149,18 @@ class Gateway:
                 input_tokens=row.input_tokens,
                 cached_tokens=cached_tokens,
                 output_tokens=row.output_tokens,
-                seconds=seconds,
-                first_chunk_seconds=first_seconds,
+                seconds=timing.seconds,
+                first_chunk_seconds=timing.first_seconds,
             )
         )
 
-    def failed(self, name: str, candidate: Candidate, now: datetime) -> None:
-        """An attempt found nobody there."""
+    def failed(self, name: str, candidate: Candidate, now: datetime, *, began: datetime) -> bool:
+        """An attempt found nobody there. Whether the account is out from now on."""
         involved = subjects(candidate)
-        self._circuits.failed(involved[2], involved, now)
         self._beliefs.apply(Ended(attempt_id=name, at=now.timestamp(), is_warm=False, is_failure=True))
+        return self._circuits.failed(involved[2], involved, now, began=began)
+
+    def asked_for_free(self, account: AccountKey, now: datetime, *, ok: bool) -> bool:
+        """Whether an account is still out after it was asked what costs nothing."""
+        provider, name = account
+        return self._circuits.asked_for_free(Subject(provider, name, self._model.name), now, ok=ok)

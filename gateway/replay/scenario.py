@@ -16,13 +16,15 @@ USUAL_TERMS = ProviderTerms(outages={})
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """The catalogue, the one model that is asked for, how providers behave, and the seed of all chance. The first
-    request comes at ``begins_at``: prices are those in force from then on."""
+    request comes at ``begins_at``: prices are those in force from then on. ``stands_alone``: nothing of it is
+    configured."""
 
     catalogue: Catalogue
     model: Model
     begins_at: datetime
     terms: Mapping[str, ProviderTerms] = field(default_factory=dict)
     seed: int = 0
+    stands_alone: bool = False
 
     def terms_of(self, provider: str) -> ProviderTerms:
         return self.terms.get(provider, USUAL_TERMS)

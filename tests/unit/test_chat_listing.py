@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 
 from gateway.core.catalogue import Account, Catalogue, Deployment, Model, ProviderCard
-from gateway.core.exchange import Candidate, CandidateState, Plan, Principal
+from gateway.core.exchange import Candidate, CandidateState, Plan, Principal, Score
 from gateway.core.money import Money, UnitPrice
 from gateway.core.pricing import Price, PriceTable
 from gateway.surfaces.chat_completions import render_model, render_models, render_route
@@ -87,6 +87,7 @@ def test_an_entry() -> None:
         "routable": True,
         "successor": "kimi-k2.6",
         "on_retired": "error",
+        "retires_on": None,
         "retirement_reported": {"moonshot": "2026-05-25"},
         "available_from": {},
         "available_until": {},
@@ -117,6 +118,7 @@ def test_what_nobody_can_be_asked_for_is_listed_honestly() -> None:
         "routable": False,
         "successor": None,
         "on_retired": "error",
+        "retires_on": None,
         "retirement_reported": {},
         "available_from": {},
         "available_until": {},
@@ -165,6 +167,7 @@ def test_a_plan_as_json() -> None:
                 expected_cost=Money.from_usd("0.000000556001"),
                 expected_cached_tokens=256,
                 output_limit=32_768,
+                score=Score(matched_tokens=512, total_usd=0.0000001234),
             ),
             Candidate(
                 provider="free",
@@ -189,6 +192,11 @@ def test_a_plan_as_json() -> None:
         "upstream_model": f"evolink-{K2}",
         "expected_cost_usd": Decimal("0.000000556001"),
         "expected_cached_tokens": 256,
+        "score": {
+            **dict.fromkeys(Score.__struct_fields__, 0),
+            "matched_tokens": 512,
+            "total_usd": Decimal("0.000000123"),
+        },
         "state": "healthy",
         "excluded": None,
         "price_id": evolink.price_id,
