@@ -200,6 +200,7 @@ class Conductor:
         """The exchange with what is held for it, its first candidate, and the others. Raises RefusedError, or
         Interrupted where the wait for room was cut short."""
         candidates = list(exchange.plan.routable)
+        waited_for: Candidate | None = None
 
         def asking() -> Asking:
             well = self._well(candidates)
@@ -215,7 +216,6 @@ class Conductor:
                 well = [waited_for, *(each for each in well if each is not waited_for)]
             return self._asking(exchange, well)
 
-        waited_for: Candidate | None = None
         terms = exchange.configuration.catalogue.routing
         seconds_max = WAIT_SECONDS_MAX + (terms.hold_seconds_max if terms.hold_usd_per_second else 0.0)
         with watch:

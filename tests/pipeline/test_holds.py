@@ -35,7 +35,7 @@ async def second_after(world: World, seconds: float) -> tuple[Run, float]:
 
 @on_virtual_time
 async def test_what_saves_more_than_it_takes_is_waited_for() -> None:
-    """Five seconds at a ten-thousandth of a dollar a minute are worth less than what EvoLink saves; the client is told."""
+    """Five seconds are worth less here than what EvoLink saves; the client is told."""
     run, waited = await second_after(world_with(hold_usd_per_second=CENT_IN_A_MINUTE / 6), 55.0)
     assert run.reply.headers["x-gateway-provider"] == "evolink"
     assert waited == pytest.approx(5.0, abs=1.1)
