@@ -147,7 +147,11 @@ class Gateway:
             clock=clock,
             chance=random.random,
         )
-        self.services = Services(
+        self.services = self._services(token)
+
+    def _services(self, token: SecretStr) -> Services:
+        """What the face needs."""
+        return Services(
             conductor=self.conductor,
             admin_token=token,
             administration=self.administration,
@@ -158,8 +162,8 @@ class Gateway:
             metrics_type=self.telemetry.METRICS_TYPE,
             provider_states=self.provider_states,
             reload=self.reload_all,
-            flush=self.shipper.flush if siblings is None else siblings.flush,
-            exchanges=OpenExchanges(limit=settings.concurrency_max),
+            flush=self.shipper.flush if self.siblings is None else self.siblings.flush,
+            exchanges=OpenExchanges(limit=self.settings.concurrency_max),
         )
 
     def _allowances(self, journal_name: str, clock: SystemClock) -> LocalAllowances | RedisAllowances:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
@@ -107,6 +108,23 @@ def test_a_provider_that_is_out_is_shown_as_such() -> None:
     pricing = entry["pricing"]
     assert isinstance(pricing, dict)
     assert (pricing["prompt_from"], pricing["prompt_to"]) == ("0.6", "0.6")
+
+
+def test_a_model_that_is_going_says_when() -> None:
+    """The day on which the last provider ends it, and where it is in its life at each."""
+    going = {
+        "moonshot": card("moonshot", deployment("moonshot", available_until=date(2026, 11, 22))),
+        "evolink": card("evolink", deployment("evolink", available_until=date(2027, 1, 31))),
+    }
+    body = render_models(replace(CATALOGUE, providers=going), ANYONE, at=NOW, routable=ROUTABLE)
+    (entry,) = json.loads(body)["data"]
+    assert entry["lifecycle"]["retires_on"] == "2027-01-31"
+    assert {each["provider"]: each["stage"] for each in entry["providers"]} == {
+        "moonshot": "retired",
+        "evolink": "retiring",
+    }
+    stages = {each["provider"]: each["stage"] for each in listed()[K2]["providers"]}  # type: ignore[attr-defined]
+    assert stages == {"moonshot": "reported_retired", "evolink": "available", "free": "available"}
 
 
 def test_what_nobody_can_be_asked_for_is_listed_honestly() -> None:
