@@ -196,6 +196,11 @@ class Catalogue:
 
 def last_end(deployments: Iterable[Deployment], on: date) -> date | None:
     """The first day on which none of these is available any more; None where that is not certain, or has passed."""
-    ends = [each.available_until for each in deployments if each.stage(on) is not Stage.RETIRED]
-    certain = [end for end in ends if end is not None]
-    return max(certain) if certain and len(certain) == len(ends) else None
+    last: date | None = None
+    for each in deployments:
+        end = each.available_until
+        if end is None:
+            return None
+        if end > on and (last is None or end > last):
+            last = end
+    return last

@@ -74,7 +74,7 @@ def for_model(
         anchor=beliefs.anchors(fingerprint.digests, model.name),
         tokens_of_bytes=partial(experience.input_tokens, model.name, key_id=principal.key_id),
     )
-    hint = _ends_soon(model, [each for each in deployments if _is_allowed(principal, each)], today=today)
+    hint = _ends_soon(model, deployments, principal, today=today)
     if hint is not None:
         request = replace(request, warnings=(*request.warnings, hint))
     if available:
@@ -82,13 +82,10 @@ def for_model(
     return Admitted(request=replace(request, model=model.name), model=model, prompt=prompt)
 
 
-def _is_allowed(principal: Principal, deployment: Deployment) -> bool:
-    return principal.providers is None or deployment.provider in principal.providers
-
-
-def _ends_soon(model: Model, deployments: list[Deployment], *, today: date) -> str | None:
-    """What a caller of a model is told that certainly ends soon, for them."""
-    end = last_end(deployments, today)
+def _ends_soon(model: Model, deployments: list[Deployment], principal: Principal, *, today: date) -> str | None:
+    """What a caller of a model is told that certainly ends soon, at the providers they may use."""
+    allowed = principal.providers
+    end = last_end((each for each in deployments if allowed is None or each.provider in allowed), today)
     if end is None or (end - today).days > SUNSET_DAYS:
         return None
     instead = f"; move to {model.successor}" if model.successor else ""

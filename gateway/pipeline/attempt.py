@@ -313,7 +313,9 @@ def _mismatch(this: Attempt, card: ProviderCard, sight: Sight) -> Failure | None
 def _is_another_model(this: Attempt, reader: AnswerReader) -> bool:
     """Whether the answer names another model than was asked for; a vendor before the name makes no difference."""
     served, asked = reader.served_model, this.candidate.deployment.upstream
-    return served is not None and served.casefold().rpartition("/")[2] != asked.casefold().rpartition("/")[2]
+    if served is None or served == asked:
+        return False
+    return served.casefold().rpartition("/")[2] != asked.casefold().rpartition("/")[2]
 
 
 def _note_progress(needs: Attempting, this: Attempt, sight: Sight) -> None:

@@ -138,8 +138,10 @@ async def test_whose_calls_they_were() -> None:
     bob = Principal(key_id="key_bob", key_name="bob")
     for _ in range(20):
         await world.ask(tools=TOOLS, principal=bob)
-    for _ in range(60):
-        assert (await world.ask(tools=TOOLS, principal=ALICE)).entry.provider == "evolink"
+    colleague = Principal(key_id="key_carol", key_name="carol", team=ALICE.team)
+    for _ in range(30):
+        for principal in (ALICE, colleague):
+            assert (await world.ask(tools=TOOLS, principal=principal)).entry.provider == "evolink"
     now = world.clock.now().timestamp()
     assert set(world.noting.validity.of("evolink", MODEL, now).faults) == {Fault.ARGUMENTS_NOT_JSON}
 
