@@ -73,6 +73,11 @@ class Principal:
         scopes = (*own, ORGANISATION) if self.team is None else (*own, scope_of_team(self.team), ORGANISATION)
         object.__setattr__(self, "scopes", scopes)
 
+    @property
+    def tenant(self) -> str:
+        """Whose conversations are taken to be alike: the team's, else the key's."""
+        return self.team if self.team is not None else self.key_id
+
 
 class Sort(StrEnum):
     """What ``provider.sort`` may order candidates by."""
@@ -158,11 +163,36 @@ class Exclusion(StrEnum):
     EJECTED = "ejected"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class Score(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Every number that went into a choice, in USD as a float: it orders candidates and is never charged.
+
+    ``matched_tokens`` of the prompt were last used at this account ``matched_age_seconds`` ago and are still cached
+    there with ``hit_probability``; with what lies before them that makes ``expected_cached_tokens``. ``request_usd``
+    is this request's expected cost with them; ``failure_usd`` what a failure, of ``failure_probability``, would add;
+    ``future_usd`` what the conversation's further turns cost if this account holds the cache, another one following
+    with ``next_turn_probability``; ``quota_usd`` what the quota it takes is worth to others, at ``utilisation``.
+    ``total_usd`` is the sum of the four.
+    """
+
+    matched_tokens: int = 0
+    matched_age_seconds: float = 0.0
+    hit_probability: float = 0.0
+    expected_cached_tokens: int = 0
+    request_usd: float = 0.0
+    failure_probability: float = 0.0
+    failure_usd: float = 0.0
+    next_turn_probability: float = 0.0
+    future_usd: float = 0.0
+    utilisation: float = 0.0
+    quota_usd: float = 0.0
+    total_usd: float = 0.0
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """One account that could serve a request, what that would cost, and why it is out, if it is.
 
     ``excluded`` is None for a routable candidate, else the reason in an operator's words; ``limits`` are its account's.
+    ``expected_cost`` counts the cache; both it and ``score`` are None where no price is in force.
     """
 
     provider: str
@@ -177,6 +207,7 @@ class Candidate:
     retry_at: datetime | None = None
     output_limit: int = 0
     limits: RateLimits = NO_LIMITS
+    score: Score | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

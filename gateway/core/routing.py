@@ -1,40 +1,42 @@
 """``plan`` is a function: same inputs, same plan. Every rejected candidate has a reason; ties break by name (law L10).
 
-A candidate is one account of one provider that serves the model. The cheapest by expected cost goes first.
+A candidate is one account of one provider that serves the model. The least score goes first (``core.scoring``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
-from gateway.core.catalogue import Account, Catalogue, Deployment, Model, ProviderCard
-from gateway.core.estimate import AnswerLength, expected_cost
+import msgspec
+
+from gateway.core.beliefs import Beliefs
+from gateway.core.catalogue import Account, Catalogue, Deployment, Model, Policy, ProviderCard
+from gateway.core.continuation import Turn
+from gateway.core.estimate import AnswerLength
 from gateway.core.exchange import Candidate, CandidateState, Exclusion, InferenceRequest, Plan, Principal, Sort
 from gateway.core.health import WELL, WHY, Health, Subject
 from gateway.core.limits import limits_of_account
+from gateway.core.load import UNKNOWN_PACE, Pace
+from gateway.core.money import Money
+from gateway.core.policies import order_of
+from gateway.core.prefix import Prompt
 from gateway.core.pricing import Price
+from gateway.core.scoring import Offer, scored
 
 HealthOf = Callable[[Subject], Health]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """How fast an account has been answering: seconds to the first chunk, output tokens per second."""
-
-    first_chunk_seconds: float
-    tokens_per_second: float
-
-
+NO_CREDENTIAL: Final = "the account has no credential; set the variable or file its api_key names"
 NO_FALLBACKS: Final = "provider.allow_fallbacks is false"
-UNKNOWN_PACE: Final = Pace(first_chunk_seconds=0.0, tokens_per_second=float("inf"))
+SOON: Final = timedelta(minutes=5)
+"""Who is back by then may take a conversation's next turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Circumstances:
-    """What a plan depends on besides the request: configuration, health, pace and expectations at one moment."""
+    """What a plan depends on besides the request: configuration, health, beliefs and expectations at one moment."""
 
     catalogue: Catalogue
     health_of: HealthOf
@@ -42,6 +44,28 @@ class Circumstances:
     answer_length: AnswerLength
     pace: Mapping[tuple[str, str], Pace]
     now: datetime
+    beliefs: Beliefs = field(default_factory=Beliefs)
+    policy: Policy = Policy.EXPECTED_COST
+
+
+class _Seat(NamedTuple):
+    """One account of a provider that serves the model, as this request finds it."""
+
+    card: ProviderCard
+    deployment: Deployment
+    account: Account
+    price: Price | None
+    output_limit: int
+    bar: _Bar | None
+    state: CandidateState
+
+
+class _Bar(NamedTuple):
+    """What speaks against a candidate first, in kind and in words, and until when if that is known."""
+
+    kind: Exclusion
+    text: str
+    until: datetime | None = None
 
 
 def plan(
@@ -50,26 +74,25 @@ def plan(
     circumstances: Circumstances,
     *,
     model: Model,
-    input_tokens: int,
+    prompt: Prompt,
+    turn: Turn,
     output_limit_of: Callable[[Deployment], int],
 ) -> Plan:
     """All candidates: the routable ones in the order they would be tried, then the excluded, by name."""
-    seen = [
-        _consider(request, principal, circumstances, card, deployment, account, input_tokens, output_limit_of)
-        for card, deployment in circumstances.catalogue.deployments(model.name)
-        for account in card.accounts
-    ]
+    seats: list[_Seat] = []
+    for card, deployment in circumstances.catalogue.deployments(model.name):
+        seats += _seats(request, principal, circumstances, card, deployment, prompt, output_limit_of(deployment))
+    if not any(seat.bar is None for seat in seats):
+        seats = [_last_resort(seat) for seat in seats]
+    seen = _candidates(request, principal, circumstances, seats, prompt, turn)
     routable = [candidate for candidate in seen if candidate.excluded is None]
-    if not routable:
-        seen = [_last_resort(candidate) for candidate in seen]
-        routable = [candidate for candidate in seen if candidate.excluded is None]
-    routable.sort(key=_order_key(request, circumstances))
+    routable.sort(key=_order_key(request, circumstances, turn))
     routable, too_far = _without_fallbacks(request, routable)
     excluded = [candidate for candidate in seen if candidate.excluded is not None] + too_far
     excluded.sort(key=_name)
     return Plan(
         model=model.name,
-        input_tokens_estimate=input_tokens,
+        input_tokens_estimate=prompt.input_tokens,
         output_tokens_estimate=circumstances.answer_length.expected(model.default_max_output),
         candidates=(*routable, *excluded),
         made_at=circumstances.now,
@@ -80,164 +103,198 @@ def _name(candidate: Candidate) -> tuple[str, str]:
     return (candidate.provider, candidate.account)
 
 
-def _consider(
+def _seats(
     request: InferenceRequest,
     principal: Principal,
     circumstances: Circumstances,
     card: ProviderCard,
     deployment: Deployment,
-    account: Account,
-    input_tokens: int,
-    output_limit_of: Callable[[Deployment], int],
-) -> Candidate:
-    """One candidate with its price, expected cost and, where something speaks against it, the first reason."""
+    prompt: Prompt,
+    output_limit: int,
+) -> Iterator[_Seat]:
+    """The accounts of one provider, each with what speaks against it: first what is true of all of them."""
     price = circumstances.catalogue.prices.in_force(card.name, deployment.model, circumstances.now)
-    output_limit = output_limit_of(deployment)
-    candidate = Candidate(
-        provider=card.name,
-        account=account.name,
-        deployment=deployment,
-        price=price,
-        expected_cost=None
-        if price is None
-        else expected_cost(
-            price,
-            input_tokens=input_tokens,
-            cached_tokens=0,
-            output_tokens=circumstances.answer_length.expected(output_limit) * request.n,
-            cache_ttl=request.cache_ttl,
-        ),
-        output_limit=output_limit,
-        limits=limits_of_account(account),
+    bar = (
+        _barred_by_rights(principal, card)
+        or _barred_by_preference(request, card, price)
+        or _barred_by_card(circumstances, deployment, price)
     )
-    for reason in (
-        _barred_by_rights(principal, card),
-        _barred_by_preference(request, card, price),
-        _barred_by_card(circumstances, deployment, account, price),
-        _barred_by_request(request, deployment, input_tokens),
-    ):
-        if reason is not None:
-            kind, text = reason
-            return replace(candidate, excluded=text, exclusion=kind, state=CandidateState.UNROUTABLE)
-    return _with_health(candidate, circumstances)
+    unfit = None if bar is not None else _barred_by_request(request, deployment, prompt.input_tokens)
+    for account in card.accounts:
+        own, state = bar, CandidateState.UNROUTABLE
+        if own is None and (card.name, account.name) not in circumstances.usable_accounts:
+            own = _Bar(Exclusion.NO_CREDENTIAL, NO_CREDENTIAL)
+        own = own or unfit
+        if own is None:
+            own, state = _with_health(card.name, account.name, deployment.model, circumstances)
+        yield _Seat(card, deployment, account, price, output_limit, own, state)
 
 
-Barred = tuple[Exclusion, str] | None
+def _candidates(
+    request: InferenceRequest,
+    principal: Principal,
+    circumstances: Circumstances,
+    seats: Sequence[_Seat],
+    prompt: Prompt,
+    turn: Turn,
+) -> list[Candidate]:
+    """Every seat with its limits and, where it has a price, its score and expected cost."""
+    beliefs, now = circumstances.beliefs, circumstances.now.timestamp()
+    soon = circumstances.now + SOON
+    limits = [limits_of_account(seat.account) for seat in seats]
+    offers = []
+    for seat, limit in zip(seats, limits, strict=True):
+        if seat.price is None:
+            continue
+        key = (seat.card.name, seat.account.name, seat.deployment.model)
+        is_open = seat.bar is None or (seat.bar.until is not None and seat.bar.until <= soon)
+        output_tokens = circumstances.answer_length.expected(seat.output_limit) * request.n
+        units = seat.price.units(cache_ttl=request.cache_ttl)
+        offers.append(Offer(key, units, limit, output_tokens, is_open, *beliefs.failure_odds(key, now)))
+    terms, tenant = circumstances.catalogue.routing, principal.tenant
+    scores = iter(scored(offers, prompt, turn, beliefs, tenant=tenant, terms=terms, now=now))
+    found = []
+    for seat, limit in zip(seats, limits, strict=True):
+        score, cost_pico = (None, None) if seat.price is None else next(scores)
+        bar = seat.bar
+        found.append(
+            Candidate(
+                provider=seat.card.name,
+                account=seat.account.name,
+                deployment=seat.deployment,
+                price=seat.price,
+                expected_cost=None if cost_pico is None else Money(cost_pico),
+                expected_cached_tokens=0 if score is None else score.expected_cached_tokens,
+                state=seat.state,
+                excluded=None if bar is None else bar.text,
+                exclusion=None if bar is None else bar.kind,
+                retry_at=None if bar is None else bar.until,
+                output_limit=seat.output_limit,
+                limits=limit,
+                score=score,
+            )
+        )
+    return found
 
 
-def _barred_by_rights(principal: Principal, card: ProviderCard) -> Barred:
+def _barred_by_rights(principal: Principal, card: ProviderCard) -> _Bar | None:
     if principal.providers is not None and card.name not in principal.providers:
-        return (Exclusion.RIGHTS, f"this key may not use {card.name}")
+        return _Bar(Exclusion.RIGHTS, f"this key may not use {card.name}")
     return None
 
 
-def _barred_by_preference(request: InferenceRequest, card: ProviderCard, price: Price | None) -> Barred:
+def _barred_by_preference(request: InferenceRequest, card: ProviderCard, price: Price | None) -> _Bar | None:
     wanted = request.preferences
     name = card.name.casefold()
     if wanted.only is not None and name not in wanted.only:
-        return (Exclusion.PREFERENCE, "not in provider.only")
+        return _Bar(Exclusion.PREFERENCE, "not in provider.only")
     if name in wanted.ignore:
-        return (Exclusion.PREFERENCE, "in provider.ignore")
+        return _Bar(Exclusion.PREFERENCE, "in provider.ignore")
     if wanted.order and not wanted.allow_fallbacks and name not in {each.casefold() for each in wanted.order}:
-        return (Exclusion.PREFERENCE, NO_FALLBACKS)
+        return _Bar(Exclusion.PREFERENCE, NO_FALLBACKS)
     if price is not None and wanted.max_prompt is not None and price.input > wanted.max_prompt:
-        return (Exclusion.PREFERENCE, f"input costs ${price.input} per 1M tokens, above provider.max_price.prompt")
+        return _Bar(Exclusion.PREFERENCE, f"input costs ${price.input} per 1M tokens, above provider.max_price.prompt")
     if price is not None and wanted.max_completion is not None and price.output > wanted.max_completion:
-        return (
+        return _Bar(
             Exclusion.PREFERENCE,
             f"output costs ${price.output} per 1M tokens, above provider.max_price.completion",
         )
     return None
 
 
-def _barred_by_card(
-    circumstances: Circumstances, deployment: Deployment, account: Account, price: Price | None
-) -> Barred:
+def _barred_by_card(circumstances: Circumstances, deployment: Deployment, price: Price | None) -> _Bar | None:
     today = circumstances.now.date()
     if not deployment.is_available(today):
         if deployment.available_until is not None and today >= deployment.available_until:
-            return (Exclusion.RETIRED, f"retired here on {deployment.available_until.isoformat()}")
-        return (Exclusion.RETIRED, f"not available here before {deployment.available_from}")
+            return _Bar(Exclusion.RETIRED, f"retired here on {deployment.available_until.isoformat()}")
+        return _Bar(Exclusion.RETIRED, f"not available here before {deployment.available_from}")
     if price is None:
-        return (Exclusion.UNPRICED, "no price is configured; add a row to prices.toml")
-    if (account.provider, account.name) not in circumstances.usable_accounts:
-        return (Exclusion.NO_CREDENTIAL, "the account has no credential; set the variable or file its api_key names")
+        return _Bar(Exclusion.UNPRICED, "no price is configured; add a row to prices.toml")
     return None
 
 
-def _barred_by_request(request: InferenceRequest, deployment: Deployment, input_tokens: int) -> Barred:
+def _barred_by_request(request: InferenceRequest, deployment: Deployment, input_tokens: int) -> _Bar | None:
     lacking = sorted(request.needs - deployment.capabilities)
     if lacking:
-        return (Exclusion.CAPABILITY, f"does not support {', '.join(lacking)} for this model")
+        return _Bar(Exclusion.CAPABILITY, f"does not support {', '.join(lacking)} for this model")
     if request.output_limit is not None and request.output_limit > deployment.max_output:
-        return (Exclusion.CAPABILITY, f"answers at most {deployment.max_output} tokens")
+        return _Bar(Exclusion.CAPABILITY, f"answers at most {deployment.max_output} tokens")
     if input_tokens * 95 // 100 + (request.output_limit or 1) > deployment.context:
-        return (Exclusion.CONTEXT, f"its context is {deployment.context} tokens")
+        return _Bar(Exclusion.CONTEXT, f"its context is {deployment.context} tokens")
     return None
 
 
-def _with_health(candidate: Candidate, circumstances: Circumstances) -> Candidate:
+def _with_health(
+    provider: str, account: str, model: str, circumstances: Circumstances
+) -> tuple[_Bar | None, CandidateState]:
     """Out if its account, its model here or its circuit is out; probing if one of them waits for proof."""
-    now = circumstances.now
-    probing = False
-    for subject in subjects(candidate):
-        health = circumstances.health_of(subject)
+    now, health_of = circumstances.now, circumstances.health_of
+    state = CandidateState.HEALTHY
+    for subject in _subjects(provider, account, model):
+        health = health_of(subject)
         if health is WELL:
             continue
         if health.is_out(now):
-            return _out(candidate, subject, health)
+            return _out(subject, health)
         if health.awaits_probe(now):
             if health.probe_in_flight(now):
-                return _out(candidate, subject, health, probe_in_flight=True)
-            probing = True
-    return replace(candidate, state=CandidateState.PROBING) if probing else candidate
+                return _out(subject, health, probe_in_flight=True)
+            state = CandidateState.PROBING
+    return None, state
+
+
+def _subjects(provider: str, account: str, model: str) -> tuple[Subject, Subject, Subject]:
+    return (Subject(provider, account, None), Subject(provider, None, model), Subject(provider, account, model))
 
 
 def subjects(candidate: Candidate) -> tuple[Subject, Subject, Subject]:
     """The three that must be well for a candidate to be routed to."""
-    provider, account, model = candidate.provider, candidate.account, candidate.deployment.model
-    return (Subject(provider, account, None), Subject(provider, None, model), Subject(provider, account, model))
+    return _subjects(candidate.provider, candidate.account, candidate.deployment.model)
 
 
-def _out(candidate: Candidate, subject: Subject, health: Health, *, probe_in_flight: bool = False) -> Candidate:
+def _out(subject: Subject, health: Health, *, probe_in_flight: bool = False) -> tuple[_Bar, CandidateState]:
     assert health.kind is not None
     assert health.out_until is not None
     is_circuit = subject.account is not None and subject.model is not None
     is_gone = subject.account is None
     until = health.probe_until if probe_in_flight and health.probe_until is not None else health.out_until
     how = "a probe is under way" if probe_in_flight else f"out until {until:%H:%M:%S}Z"
-    return replace(
-        candidate,
-        state=CandidateState.EJECTED if is_circuit or is_gone else CandidateState.COOLING,
-        exclusion=Exclusion.GONE if is_gone else Exclusion.EJECTED if is_circuit else Exclusion.COOLING,
-        excluded=f"{WHY[health.kind]}; {how}",
-        retry_at=until,
-    )
+    kind = Exclusion.GONE if is_gone else Exclusion.EJECTED if is_circuit else Exclusion.COOLING
+    state = CandidateState.EJECTED if is_circuit or is_gone else CandidateState.COOLING
+    return _Bar(kind, f"{WHY[health.kind]}; {how}", until), state
 
 
-def _last_resort(candidate: Candidate) -> Candidate:
+def _last_resort(seat: _Seat) -> _Seat:
     """When nothing else is left, an open circuit is tried all the same: never eject the last one."""
-    if candidate.exclusion is not Exclusion.EJECTED:
-        return candidate
-    return replace(candidate, excluded=None, exclusion=None)
+    if seat.bar is None or seat.bar.kind is not Exclusion.EJECTED:
+        return seat
+    return seat._replace(bar=None)
 
 
 def _order_key(
-    request: InferenceRequest, circumstances: Circumstances
+    request: InferenceRequest, circumstances: Circumstances, turn: Turn
 ) -> Callable[[Candidate], tuple[float | int | str, ...]]:
+    """Preferred providers first, then what ``provider.sort`` names, then the policy's own order."""
     wanted = request.preferences
+    policy = order_of(circumstances.policy, circumstances.beliefs, turn)
+    if not wanted.order and wanted.sort is None:
+        return policy
     rank = {name.casefold(): place for place, name in enumerate(wanted.order)}
 
     def key(candidate: Candidate) -> tuple[float | int | str, ...]:
         assert candidate.expected_cost is not None
         pace = circumstances.pace.get((candidate.provider, candidate.account), UNKNOWN_PACE)
-        speed = 0.0
-        if wanted.sort is Sort.LATENCY:
-            speed = pace.first_chunk_seconds
-        elif wanted.sort is Sort.THROUGHPUT:
-            speed = -pace.tokens_per_second
-        place = rank.get(candidate.provider.casefold(), len(rank))
-        return (place, speed, candidate.expected_cost.pico, candidate.provider, candidate.account)
+        sorted_by: float = 0.0
+        match wanted.sort:
+            case Sort.LATENCY:
+                sorted_by = pace.first_chunk_seconds
+            case Sort.THROUGHPUT:
+                sorted_by = -pace.tokens_per_second
+            case Sort.PRICE:
+                sorted_by = candidate.expected_cost.pico
+            case None:
+                pass
+        return (rank.get(candidate.provider.casefold(), len(rank)), sorted_by, *policy(candidate))
 
     return key
 
@@ -250,7 +307,9 @@ def _without_fallbacks(request: InferenceRequest, routable: list[Candidate]) -> 
     kept = [candidate for candidate in routable if candidate.provider == first]
     left = [candidate for candidate in routable if candidate.provider != first]
     return kept, [
-        replace(candidate, excluded=NO_FALLBACKS, exclusion=Exclusion.PREFERENCE, state=CandidateState.UNROUTABLE)
+        msgspec.structs.replace(
+            candidate, excluded=NO_FALLBACKS, exclusion=Exclusion.PREFERENCE, state=CandidateState.UNROUTABLE
+        )
         for candidate in left
     ]
 

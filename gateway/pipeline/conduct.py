@@ -492,7 +492,7 @@ def _call(exchange: Exchange, this: Attempt) -> UpstreamCall:
 
 
 def _shortened(candidate: Candidate, output_limit_max: int) -> Candidate:
-    return replace(candidate, output_limit=min(candidate.output_limit, output_limit_max))
+    return msgspec.structs.replace(candidate, output_limit=min(candidate.output_limit, output_limit_max))
 
 
 def _plan_record(exchange: Exchange) -> PlanRecord:

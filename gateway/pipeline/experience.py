@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from gateway.core.estimate import AnswerLength, Calibration
-from gateway.core.routing import UNKNOWN_PACE, Pace
+from gateway.core.load import UNKNOWN_PACE, Pace
 
 PACE_WEIGHT: Final = 0.1
 WHOLE_FRAME_BYTES: Final = 400

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from gateway.core.catalogue import Catalogue, Deployment
+from gateway.core.continuation import FIRST_TURN
 from gateway.core.exchange import Admitted, Candidate, Exclusion, Plan, Principal
+from gateway.core.prefix import Prompt
 from gateway.core.refusal import Refusal, RefusalCode, RefusedError
 from gateway.core.routing import Circumstances, plan, retry_after_seconds
 from gateway.pipeline.experience import Experience
@@ -44,13 +46,15 @@ def make_plan(admitted: Admitted, principal: Principal, planning: Planning) -> P
         answer_length=planning.experience.answer_length(model.name),
         pace=planning.experience.pace,
         now=planning.now,
+        policy=planning.catalogue.routing.policy,
     )
     return plan(
         request,
         principal,
         circumstances,
         model=model,
-        input_tokens=admitted.input_tokens,
+        prompt=Prompt(digests=(0,), tokens=(admitted.input_tokens,)),
+        turn=FIRST_TURN,
         output_limit_of=output_limit_of,
     )
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.catalogue import Account, Catalogue, Model
+from gateway.core.continuation import FIRST_TURN
 from gateway.core.estimate import AnswerLength
 from gateway.core.exchange import (
     CandidateState,
@@ -22,8 +23,10 @@ from gateway.core.exchange import (
 )
 from gateway.core.failure import Failure, FailureClass
 from gateway.core.health import OUT_FOR, WELL, Health, Subject, after_failure, after_success, claim_probe, subject_of
+from gateway.core.load import Pace
+from gateway.core.prefix import Prompt
 from gateway.core.pricing import PriceTable
-from gateway.core.routing import Circumstances, Pace, plan, retry_after_seconds
+from gateway.core.routing import Circumstances, plan, retry_after_seconds
 from tests.pipeline.virtual_time import START
 from tests.pipeline.world import ALICE, MODEL, card, catalogue, deployment, price
 
@@ -61,7 +64,8 @@ class Situation:
             self.principal,
             circumstances,
             model=Model(name=MODEL),
-            input_tokens=self.input_tokens,
+            prompt=Prompt(digests=(1,), tokens=(self.input_tokens,)),
+            turn=FIRST_TURN,
             output_limit_of=lambda each: min(each.max_output, 32_768),
         )
 
@@ -218,11 +222,12 @@ def test_everybody_is_in_it_once_and_whoever_is_out_knows_why(situation: Situati
 
 @given(situations())
 def test_ties_break_by_name(situation: Situation) -> None:
-    """Without preferences the routable ones are in order of cost, then provider, then account."""
+    """Without preferences the routable ones are in order of score, then room, then provider, then account."""
     plain = replace(situation, request=replace(situation.request, preferences=ProviderPreferences()))
     keys = [
-        (each.expected_cost.pico if each.expected_cost else -1, each.provider, each.account)
+        (each.score.total_usd, each.score.utilisation, each.provider, each.account)
         for each in plain.plan().routable
+        if each.score is not None
     ]
     assert keys == sorted(keys)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.core.catalogue import Catalogue, Model
+from gateway.core.continuation import FIRST_TURN
 from gateway.core.estimate import AnswerLength
 from gateway.core.exchange import (
     Candidate,
@@ -24,11 +25,15 @@ from gateway.core.exchange import (
 )
 from gateway.core.failure import Failure, FailureClass
 from gateway.core.health import WELL, Health, Subject, after_failure, claim_probe
-from gateway.core.routing import Circumstances, Pace, plan, retry_after_seconds, subjects
+from gateway.core.load import Pace
+from gateway.core.prefix import Prompt
+from gateway.core.routing import Circumstances, plan, retry_after_seconds, subjects
 from tests.pipeline.virtual_time import START
 from tests.pipeline.world import ALICE, MODEL, card, catalogue, configuration, deployment, price
 
 CATALOGUE = catalogue(card("evolink"), card("moonshot", accounts=("b", "a")), card("cometapi"))
+
+PROMPT = Prompt(digests=(1,), tokens=(500,))
 
 
 def planned(
@@ -55,7 +60,8 @@ def planned(
             now=START + timedelta(seconds=seconds),
         ),
         model=Model(name=MODEL),
-        input_tokens=500,
+        prompt=PROMPT,
+        turn=FIRST_TURN,
         output_limit_of=lambda _: output_limit,
     )
 
@@ -162,7 +168,8 @@ def test_the_card_may_speak_against_it() -> None:
             now=START,
         ),
         model=Model(name=MODEL),
-        input_tokens=500,
+        prompt=PROMPT,
+        turn=FIRST_TURN,
         output_limit_of=lambda _: 100,
     )
     assert names(made) == ["a/main", "f/main"]
