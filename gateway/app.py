@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import hashlib
 import logging
 import os
 import random
@@ -26,6 +27,7 @@ from gateway import __version__
 from gateway.adapters.allowances import LocalAllowances
 from gateway.adapters.clock import SystemClock, TimeOrderedIds
 from gateway.adapters.exposition import Snapshot, snapshot
+from gateway.adapters.gossip import NoGossip
 from gateway.adapters.health import MemoryHealthBook
 from gateway.adapters.journal import JournalWriter, journal_id
 from gateway.adapters.journal.outbox import Outbox
@@ -38,18 +40,19 @@ from gateway.adapters.postgres.schema import DatabaseAwayError, migrate, require
 from gateway.adapters.postgres.shared_state import PostgresSharedState
 from gateway.adapters.postgres.shipper import Shipper
 from gateway.adapters.redis.allowances import RedisAllowances
+from gateway.adapters.redis.gossip import RedisGossip
 from gateway.adapters.redis.membership import State
 from gateway.adapters.telemetry import PrometheusTelemetry
 from gateway.adapters.upstream.aiohttp_client import AiohttpUpstreams
 from gateway.adapters.webhook import LogTeller, WebhookTeller
 from gateway.adapters.workers import AnswerError, LinkLostError, Siblings
 from gateway.catalog import CatalogError, Loaded, load
-from gateway.core.catalogue import ProviderCard
 from gateway.core.failure import Failure, FailureClass
 from gateway.core.grants import SIGNAL, Administrator
+from gateway.core.health import HealthChanged
 from gateway.core.refusal import Refusal, RefusalCode, RefusedError
-from gateway.core.validity import Validity
 from gateway.http.admin import admin_routes
+from gateway.http.admin.provider_states import provider_states
 from gateway.http.application import create_application
 from gateway.http.protocol import BoundedHttpProtocol
 from gateway.http.relay import OpenExchanges
@@ -57,7 +60,9 @@ from gateway.http.services import BadConfigurationError, Readiness, Services
 from gateway.pipeline.conduct import Conductor
 from gateway.pipeline.exchange import Configuration
 from gateway.pipeline.experience import Experience
-from gateway.pipeline.ports import AlertTeller, Clock, StoreUnavailableError
+from gateway.pipeline.noting import Noting
+from gateway.pipeline.ports import AlertTeller, BalanceTold, Clock, Message, StoreUnavailableError
+from gateway.pipeline.probe import Probes
 from gateway.settings import Settings, SettingsError, admin_token, environment, read_secret
 
 LOGGER: Final = logging.getLogger("gateway")
@@ -113,7 +118,10 @@ class Gateway:
         self.telemetry = PrometheusTelemetry()
         teller = alert_teller(settings, clock)
         self.alerts = AlertBook(database_url, teller, self.telemetry, clock=clock, chance=random.random)
-        self.health = MemoryHealthBook(clock, random.random)
+        self.gossip = self._gossip(journal_name, clock)
+        self.noting = Noting(gossip=self.gossip, clock=clock)
+        self.health = MemoryHealthBook(clock, random.random, tell=self.gossip.tell, claims=self.gossip)
+        self.gossip.on_heard(self.hear)
         self.upstreams = AiohttpUpstreams(credentials, user_agent=f"kimi-gateway/{__version__}")
         self.clock = clock
         self.conductor = Conductor(
@@ -127,8 +135,23 @@ class Gateway:
             clock=clock,
             ids=TimeOrderedIds(),
             allowances=self.allowances,
+            noting=self.noting,
+            fingerprint_seed=fingerprint_seed(token),
         )
-        self.services = Services(
+        self.probes = Probes(
+            configuration=lambda: self.conductor.configuration,
+            health=self.health,
+            inquiries=self.upstreams,
+            gossip=self.gossip,
+            claims=self.gossip,
+            clock=clock,
+            chance=random.random,
+        )
+        self.services = self._services(token)
+
+    def _services(self, token: SecretStr) -> Services:
+        """What the face needs."""
+        return Services(
             conductor=self.conductor,
             admin_token=token,
             administration=self.administration,
@@ -139,8 +162,8 @@ class Gateway:
             metrics_type=self.telemetry.METRICS_TYPE,
             provider_states=self.provider_states,
             reload=self.reload_all,
-            flush=self.shipper.flush if siblings is None else siblings.flush,
-            exchanges=OpenExchanges(limit=settings.concurrency_max),
+            flush=self.shipper.flush if self.siblings is None else self.siblings.flush,
+            exchanges=OpenExchanges(limit=self.settings.concurrency_max),
         )
 
     def _allowances(self, journal_name: str, clock: SystemClock) -> LocalAllowances | RedisAllowances:
@@ -150,6 +173,21 @@ class Gateway:
             return LocalAllowances(journal_name, self.balances, clock=clock, caught_up=caught_up)
         url = self.settings.redis_url.get_secret_value()
         return RedisAllowances(url, journal_name, self.balances, self.shared_state, clock=clock, caught_up=caught_up)
+
+    def _gossip(self, journal_name: str, clock: SystemClock) -> NoGossip | RedisGossip:
+        """With the other replicas where there is a Redis."""
+        if self.settings.redis_url is None:
+            return NoGossip()
+        return RedisGossip(self.settings.redis_url.get_secret_value(), journal_name, clock=clock)
+
+    def hear(self, message: Message) -> None:
+        """What another replica tells."""
+        if isinstance(message, HealthChanged):
+            self.health.hear(message)
+        elif isinstance(message, BalanceTold):
+            self.probes.hear(message)
+        else:
+            self.noting.heard(message)
 
     def application(self) -> Litestar:
         """The ASGI application, whose lifespan is this gateway's life."""
@@ -194,6 +232,8 @@ class Gateway:
                 asyncio.create_task(self._keep_up(self.keys.run), name="keys"),
                 asyncio.create_task(self._keep_up(self.allowances.run), name="allowances"),
                 asyncio.create_task(self._keep_up(self.alerts.run), name="alerts"),
+                asyncio.create_task(self._keep_up(self.gossip.run), name="gossip"),
+                asyncio.create_task(self._keep_up(self.probes.run), name="probes"),
             ]
             try:
                 yield
@@ -248,6 +288,7 @@ class Gateway:
             raise BadConfigurationError(str(error)) from None
         self.upstreams.credentials = credentials
         self.conductor.configuration = configuration
+        self.health.reconsider()
         tell_findings(loaded)
         LOGGER.info("configuration reloaded", extra={"fields": {"digest": loaded.catalogue.digest}})
         warnings = [str(finding) for finding in loaded.findings]
@@ -327,37 +368,21 @@ class Gateway:
         self.telemetry.journal_lag.set(shipped.lag_seconds)
         if isinstance(self.allowances, RedisAllowances):
             self.telemetry.shared_state_is(self.allowances.state, self.allowances.generation, states=State)
+        if isinstance(self.gossip, RedisGossip):
+            self.telemetry.gossip_is(self.gossip.counts.by_outcome, lag_seconds=self.gossip.counts.lag_seconds)
+        self.telemetry.health_is(self.health, self.clock.now())
+        self.telemetry.balances_are(self.probes.balances.values())
 
     def provider_states(self) -> list[dict[str, object]]:
         """Every account with its limits, credential and health, for ``/admin/providers``."""
-        configuration = self.conductor.configuration
-        now = self.clock.now()
-        unwell = [(subject, health) for subject, health in self.health if health.out_until is not None]
-        return [
-            {
-                "provider": card.name,
-                "account": account.name,
-                "dialect": card.dialect,
-                "base_url": card.base_url,
-                "usable": (card.name, account.name) in configuration.usable_accounts,
-                "limits": {"rpm": account.rpm, "tpm": account.tpm, "concurrency": account.concurrency},
-                "models": sorted(card.deployments),
-                "tool_calls": tool_calls(self.conductor.validity, card, now.timestamp()),
-                "out": [
-                    {
-                        "model": subject.model,
-                        "reason": None if health.kind is None else health.kind.value,
-                        "until": None if health.out_until is None else health.out_until.isoformat(),
-                        "state": "out" if health.is_out(now) else "awaits a probe",
-                        "times_out": health.times_out,
-                    }
-                    for subject, health in unwell
-                    if subject.provider == card.name and subject.account in (None, account.name)
-                ],
-            }
-            for _, card in sorted(configuration.catalogue.providers.items())
-            for account in card.accounts
-        ]
+        return provider_states(
+            self.conductor.configuration,
+            self.clock.now(),
+            health=self.health,
+            validity=self.noting.validity,
+            balances=self.probes.balances,
+            pace=self.noting.beliefs.pace,
+        )
 
 
 class GatewayServer(uvicorn.Server):
@@ -400,18 +425,11 @@ class GatewayServer(uvicorn.Server):
                 connection.transport.close() if have_ended else connection.transport.abort()
 
 
-def tool_calls(validity: Validity, card: ProviderCard, now: float) -> dict[str, object]:
-    """By model: what the tool-call answers of late weigh, the share of them that was right, and their faults."""
-    found: dict[str, object] = {}
-    for model in sorted(card.deployments):
-        standing = validity.of(card.name, model, now)
-        if standing.valid_share is not None:
-            found[model] = {
-                "checked": round(standing.checked, 1),
-                "valid_share": round(standing.valid_share, 4),
-                "faults": {fault.value: round(weight, 1) for fault, weight in sorted(standing.faults.items())},
-            }
-    return found
+def fingerprint_seed(token: SecretStr) -> int:
+    """The key of the digests by which conversations are known: replicas with one admin token share what they know."""
+    return int.from_bytes(
+        hashlib.blake2b(token.get_secret_value().encode(), digest_size=8, person=b"fingerprint").digest()
+    )
 
 
 def configure(

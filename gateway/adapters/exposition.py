@@ -21,6 +21,10 @@ from prometheus_client.metrics_core import Metric
 GAUGES: Final[dict[str, Callable[[float, float], float]]] = {
     "gateway_journal_lag_seconds": max,
     "gateway_journal_available": min,
+    "gateway_provider_out": max,
+    "gateway_failure_probability": max,
+    "gateway_account_balance": max,
+    "gateway_gossip_lag_seconds": max,
 }
 """How gauges become one; those that are not listed are summed."""
 

@@ -9,12 +9,18 @@ from gateway.pipeline.ports import Message
 
 
 class NoGossip:
-    """Implements the Gossip port where there is no other replica."""
+    """Implements the Gossip and Claims ports where there is no other replica."""
 
     def tell(self, message: Message) -> None:
         pass
 
     def on_heard(self, callback: Callable[[Message], None]) -> None:
+        pass
+
+    async def claim(self, what: str, seconds: float) -> bool:  # noqa: ARG002 - the port's words
+        return True
+
+    def give_back(self, what: str) -> None:
         pass
 
     async def run(self, stop: asyncio.Event) -> None:

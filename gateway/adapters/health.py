@@ -30,16 +30,6 @@ from gateway.core.health import (
 from gateway.pipeline.ports import Claims, Clock
 
 
-class OwnClaims:
-    """Implements the Claims port for one worker alone: whoever asks may."""
-
-    async def claim(self, what: str, seconds: float) -> bool:  # noqa: ARG002 - the port's words
-        return True
-
-    def give_back(self, what: str) -> None:
-        pass
-
-
 def nobody(_: HealthChanged) -> None:
     """Whom a single worker tells."""
 
@@ -59,7 +49,7 @@ class MemoryHealthBook:
         self._clock = clock
         self._jitter = jitter
         self._tell = tell
-        self._claims = claims or OwnClaims()
+        self._claims = claims
         self._states: dict[Subject, Health] = {}
 
     def of(self, subject: Subject) -> Health:
@@ -105,7 +95,7 @@ class MemoryHealthBook:
             claim = claim_probe(health, now)
             self._states[subject] = replace(claim, changed_at=health.changed_at)
             try:
-                is_granted = await self._claims.claim(_claim_of(subject), probe_seconds(health))
+                is_granted = await self._is_granted(subject, probe_seconds(health))
             except BaseException:
                 self.release_probe([*claimed, subject])
                 raise
@@ -116,6 +106,9 @@ class MemoryHealthBook:
             if self._states[subject].probe_until is not None:
                 self._set(subject, claim)
         return True
+
+    async def _is_granted(self, subject: Subject, seconds: float) -> bool:
+        return self._claims is None or await self._claims.claim(_claim_of(subject), seconds)
 
     def release_probe(self, subjects: Iterable[Subject]) -> None:
         now = self._clock.now()
@@ -143,7 +136,7 @@ class MemoryHealthBook:
         self._states[subject] = after
         if after.changed_at != before.changed_at:
             self._tell(HealthChanged(*subject, after))
-        if before.probe_until is not None and after.probe_until is None:
+        if self._claims is not None and before.probe_until is not None and after.probe_until is None:
             self._claims.give_back(_claim_of(subject))
 
     def __iter__(self) -> Iterator[tuple[Subject, Health]]:

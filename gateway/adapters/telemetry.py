@@ -6,15 +6,18 @@ Labels are bounded by configuration (provider, account, model, status); a reques
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from gateway.core.health import Health, Subject, failure_probability
 from gateway.core.ledger import MODEL_MISMATCH_FLAG, LedgerEntry
 from gateway.core.quality import CHECKED_FLAG, UNCHECKED_FLAG, gravest
 from gateway.core.shedding import Shed
+from gateway.pipeline.ports import BalanceTold
 
 LOGGER: Final = logging.getLogger("gateway.exchange")
 SECONDS_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
@@ -33,6 +36,7 @@ class PrometheusTelemetry:
         self._count_quality()
         self._count_requests()
         self._gauge_process()
+        self._gauge_providers()
 
     def _count_attempts(self) -> None:
         route = ("provider", "account", "model")
@@ -150,6 +154,40 @@ class PrometheusTelemetry:
             registry=self.registry,
         )
 
+    def _gauge_providers(self) -> None:
+        circuit = ("provider", "account", "model")
+        self._out = Gauge(
+            "gateway_provider_out",
+            "1 while nothing is sent there: an account (no model), a model at a provider (no account), or a circuit.",
+            circuit,
+            registry=self.registry,
+        )
+        self._failing = Gauge(
+            "gateway_failure_probability",
+            "How likely the next attempt fails, by what was seen lately.",
+            circuit,
+            registry=self.registry,
+        )
+        self._balance = Gauge(
+            "gateway_account_balance",
+            "What a provider last said is left on an account, in its own unit.",
+            ("provider", "account", "unit"),
+            registry=self.registry,
+        )
+        self._gossip = Counter(
+            "gateway_gossip_messages",
+            "What replicas tell each other about providers: told, heard, dropped or skipped.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self._gossip_seen: dict[str, int] = {}
+        self._gossip_lag = Gauge(
+            "gateway_gossip_lag_seconds",
+            "How old the last word of another replica was when it was heard.",
+            (),
+            registry=self.registry,
+        )
+
     def attempt_settled(self, entry: LedgerEntry) -> None:
         route = (entry.provider, entry.account, entry.model)
         self._counter(self._attempts, *route, entry.status, entry.error_type or "").inc()
@@ -189,6 +227,25 @@ class PrometheusTelemetry:
         for each in states:
             self._shared_state.labels(each).set(int(each == state))
         self._generation.set(generation)
+
+    def health_is(self, health: Iterable[tuple[Subject, Health]], now: datetime) -> None:
+        """Who is out, and how likely the others fail."""
+        for subject, each in health:
+            labels = [part or "" for part in subject]
+            self._out.labels(*labels).set(int(each.is_out(now)))
+            if subject.is_circuit:
+                self._failing.labels(*labels).set(failure_probability(each, now))
+
+    def balances_are(self, balances: Iterable[BalanceTold]) -> None:
+        for told in balances:
+            self._balance.labels(told.provider, told.account, told.unit).set(float(told.available))
+
+    def gossip_is(self, counts: Mapping[str, int], *, lag_seconds: float) -> None:
+        """What became of messages since the start."""
+        for outcome, count in counts.items():
+            self._counter(self._gossip, outcome).inc(count - self._gossip_seen.get(outcome, 0))
+            self._gossip_seen[outcome] = count
+        self._gossip_lag.set(lag_seconds)
 
     def _counter(self, parent: Counter, *labels: str) -> Counter:
         """The child for these labels, looked up without the library's lock; as many as configuration has."""

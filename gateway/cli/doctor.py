@@ -13,7 +13,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,12 +32,12 @@ from gateway.adapters.journal import journals
 from gateway.adapters.journal.backlog import unshipped_entries
 from gateway.adapters.postgres.schema import SchemaError, current_revision, require_current
 from gateway.catalog import CatalogError, Finding, Loaded, load
-from gateway.catalog.review import Comparison, stale_prices
+from gateway.catalog.review import stale_prices
 from gateway.cli.alert_checks import check_alerts, check_budgets
 from gateway.cli.common import CONFIG, JSON, database, print_json
 from gateway.cli.examination import Check, Examination, Status
-from gateway.core.catalogue import Catalogue, Deployment, ProviderCard
-from gateway.core.pricing import Price
+from gateway.cli.model_checks import check_models, check_tool_calls, check_traffic, retired
+from gateway.core.catalogue import Catalogue, ProviderCard
 from gateway.settings import (
     ADMIN_TOKEN_FILE,
     Settings,
@@ -92,7 +92,8 @@ def examine(config_dir: Path | None, *, now: datetime, online: bool) -> Examinat
     loaded = check_config(found, settings.config_dir, now=now)
     check_admin_token(found, settings)
     check_data_dir(found, settings.data_dir)
-    ahead_seconds = check_database(found, settings, now=now)
+    catalogue = None if loaded is None else loaded.catalogue
+    ahead_seconds = check_database(found, settings, catalogue, now=now)
     check_clock(found, now=now, ahead_seconds=ahead_seconds)
     check_redis(found, settings)
     if loaded is not None:
@@ -156,8 +157,8 @@ def check_config(found: Examination, config_dir: Path, *, now: datetime) -> Load
         for finding in error.findings:
             _tell(found, finding)
         return None
-    retired = tuple(f"{each.provider} {each.model} is " for each, _ in _retired(loaded.catalogue, now=now))
-    others = [finding for finding in loaded.findings if not finding.message.startswith(retired or ("\0",))]
+    gone = tuple(f"{each.provider} {each.model} is " for each in retired(loaded.catalogue, now=now))
+    others = [finding for finding in loaded.findings if not finding.message.startswith(gone or ("\0",))]
     for finding in others:
         _tell(found, finding)
     if not others:
@@ -225,7 +226,9 @@ def check_data_dir(found: Examination, data_dir: Path) -> None:
 # --- servers ---------------------------------------------------------------------------------------------------------
 
 
-def check_database(found: Examination, settings: Settings, *, now: datetime) -> float | None:
+def check_database(
+    found: Examination, settings: Settings, catalogue: Catalogue | None, *, now: datetime
+) -> float | None:
     """Reachable, of this version's schema, with nothing set aside and nothing left behind. Answers how many seconds
     its clock is ahead of ours; None where nobody could ask."""
     if settings.is_embedded and not _has_embedded_database(settings.data_dir):
@@ -237,7 +240,7 @@ def check_database(found: Examination, settings: Settings, *, now: datetime) -> 
         return None
     try:
         with database(settings, migrated=False) as url:
-            return _look_at_database(found, settings, url, now=now)
+            return _look_at_database(found, settings, url, catalogue, now=now)
     except EmbeddedPostgresError as error:
         found.fail("database", str(error), "Mend what the message names; the server's log is in its folder.")
     except psycopg.Error as error:
@@ -253,7 +256,9 @@ def _has_embedded_database(data_dir: Path) -> bool:
     return (data_dir / "postgres").exists() or (data_dir / LOCATION_FILE).exists()
 
 
-def _look_at_database(found: Examination, settings: Settings, url: str, *, now: datetime) -> float | None:
+def _look_at_database(
+    found: Examination, settings: Settings, url: str, catalogue: Catalogue | None, *, now: datetime
+) -> float | None:
     try:
         revision = current_revision(url)
     except SchemaError as error:
@@ -272,6 +277,9 @@ def _look_at_database(found: Examination, settings: Settings, url: str, *, now: 
             _check_backlog(found, db, settings.data_dir)
             check_budgets(found, db, now=now)
             check_alerts(found, db)
+            if catalogue is not None:
+                check_traffic(found, db, catalogue, now=now)
+                check_tool_calls(found, db, catalogue, now=now)
     middle = before + (after - before) / 2
     return float((row[0] - middle).total_seconds())
 
@@ -471,76 +479,6 @@ def check_prices(found: Examination, loaded: Loaded, config_dir: Path, *, now: d
         found.warn("prices", f"{finding.file}:{finding.line}: {finding.message}", finding.mend)
     if not stale:
         found.ok("prices", "Every price that holds was compared with its source within the last 180 days.")
-
-
-def check_models(found: Examination, catalogue: Catalogue, *, now: datetime) -> None:
-    """Models that are gone, or said to be, and what their successors cost."""
-    retired = list(_retired(catalogue, now=now))
-    for deployment, is_certain in retired:
-        pair = f"{deployment.provider} {deployment.model}"
-        model = catalogue.models.get(deployment.model)
-        heir = model.successor if model is not None and model.successor else None
-        to = heir or "another model"
-        if is_certain:
-            what = f"{pair} is not routed since {deployment.available_until}"
-            mend = f"Move callers to {to}, then take the model out of providers.toml."
-        else:
-            what = f"{pair} is reported retired since {deployment.retirement_reported}, and tried until its first 404"
-            mend = f"Move callers to {to}; write available_until when it is certain."
-        price = "" if heir is None else _difference(catalogue, deployment, heir, now=now)
-        found.warn("models", f"{what}.{price}", mend)
-    if not retired:
-        found.ok("models", "No model that is served is retired, or reported to be.")
-
-
-def _retired(catalogue: Catalogue, *, now: datetime) -> Iterator[tuple[Deployment, bool]]:
-    """What is past one of its dates; whether that is certain."""
-    today = now.astimezone(UTC).date()
-    for _, card in sorted(catalogue.providers.items()):
-        for _, deployment in sorted(card.deployments.items()):
-            if deployment.available_until is not None and deployment.available_until <= today:
-                yield deployment, True
-            elif deployment.retirement_reported is not None and deployment.retirement_reported <= today:
-                yield deployment, False
-
-
-def _difference(catalogue: Catalogue, deployment: Deployment, heir: str, *, now: datetime) -> str:
-    """What the successor costs beside it, at the same provider or else at the cheapest."""
-    before = catalogue.prices.in_force(deployment.provider, deployment.model, now)
-    after = _cheapest(catalogue, heir, deployment.provider, now=now)
-    if after is None:
-        return f" Its successor {heir} has no price here."
-    if before is None:
-        return ""
-    parts = ", ".join(_compared(before, after))
-    return f" Its successor {after.model} at {after.provider} costs, per 1M tokens, {parts}."
-
-
-def _cheapest(catalogue: Catalogue, name: str, provider: str, *, now: datetime) -> Price | None:
-    model = catalogue.resolve(name)
-    if model is None:
-        return None
-    prices = [catalogue.prices.in_force(card.name, model.name, now) for card, _ in catalogue.deployments(model.name)]
-    known = [price for price in prices if price is not None]
-    return min(known, key=lambda price: (price.provider != provider, price.output, price.input), default=None)
-
-
-def _compared(before: Price, after: Price) -> Iterable[str]:
-    for component, was, now_is in (
-        ("input", before.input, after.input),
-        ("cached input", before.cached_input or before.input, after.cached_input or after.input),
-        ("output", before.output, after.output),
-    ):
-        percent = Comparison(
-            model=after.model,
-            provider=after.provider,
-            reference=before.provider,
-            component=component,
-            reference_usd=was,
-            usd=now_is,
-        ).percent
-        change = "" if percent is None else f" ({percent:+} %)"
-        yield f"{component} ${now_is} instead of ${was}{change}"
 
 
 # --- output ----------------------------------------------------------------------------------------------------------

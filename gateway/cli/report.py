@@ -119,9 +119,12 @@ def _print_explained(found: dict[str, Any]) -> None:
 
 def _attempt_title(attempt: dict[str, Any]) -> str:
     how = attempt["status"] + (f" ({attempt['error_type']})" if attempt["error_type"] else "")
+    served, asked = attempt["served_model"], attempt["upstream_model"]
+    by = "" if served in (None, asked) else f", answered by {served}"
+    flags = f", flagged {', '.join(attempt['flags'])}" if attempt["flags"] else ""
     return (
-        f"Attempt {attempt['attempt']}: {attempt['provider']} ({attempt['account']}) {how}, "
-        f"usage {attempt['usage_source']}, price {attempt['price_id']}"
+        f"Attempt {attempt['attempt']}: {attempt['provider']} ({attempt['account']}) {how}{by}, "
+        f"usage {attempt['usage_source']}, price {attempt['price_id']}{flags}"
     )
 
 

@@ -5,7 +5,7 @@ Plain values; ``gateway.catalog`` reads them from ``config/*.toml``. Secrets are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from enum import StrEnum
@@ -61,6 +61,16 @@ class Policy(StrEnum):
     LIST_PRICE = "list_price"
     ROUND_ROBIN = "round_robin"
     STICKY = "sticky"
+
+
+class Stage(StrEnum):
+    """Where in its life a model is at one provider. Only the report of its retirement is not certain."""
+
+    UPCOMING = "upcoming"
+    AVAILABLE = "available"
+    RETIRING = "retiring"
+    REPORTED_RETIRED = "reported_retired"
+    RETIRED = "retired"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +134,16 @@ class Deployment:
             return False
         return self.available_until is None or on < self.available_until
 
+    def stage(self, on: date) -> Stage:
+        """Where in its life it is on that day (UTC)."""
+        if self.available_until is not None and on >= self.available_until:
+            return Stage.RETIRED
+        if self.available_from is not None and on < self.available_from:
+            return Stage.UPCOMING
+        if self.retirement_reported is not None and on >= self.retirement_reported:
+            return Stage.REPORTED_RETIRED
+        return Stage.AVAILABLE if self.available_until is None else Stage.RETIRING
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderCard:
@@ -172,3 +192,15 @@ class Catalogue:
         return tuple(
             (card, card.deployments[model]) for _, card in sorted(self.providers.items()) if model in card.deployments
         )
+
+
+def last_end(deployments: Iterable[Deployment], on: date) -> date | None:
+    """The first day on which none of these is available any more; None where that is not certain, or has passed."""
+    last: date | None = None
+    for each in deployments:
+        end = each.available_until
+        if end is None:
+            return None
+        if end > on and (last is None or end > last):
+            last = end
+    return last

@@ -23,6 +23,8 @@ SIZES: Final = (4_096, 16_384, 65_536)
 SIZES_COUNT: Final = len(SIZES) + 1
 PATIENCE_SECONDS: Final = 300.0
 """As long as any cache is sure to live: who waits longer for the next turn has lost it anyhow."""
+UNDECIDED: Final = 0.5
+"""What a turn that may still be followed counts for: to leave it out would believe the quick ones, that went on."""
 WEIGHT: Final = 4.0
 """Observations that a parent counts for."""
 WEIGHT_MAX: Final = 2_000.0
@@ -55,12 +57,12 @@ class _Group:
         self.gap_count = 0.0
         self.grown = 0.0
 
-    def ended(self, cell: int) -> None:
-        """A turn has not been followed by another in time."""
+    def observed(self, cell: int, share: float) -> None:
+        """A turn has been watched for that share of what there is to see of it."""
         if self.trials[cell] >= WEIGHT_MAX:
             self.trials[cell] *= 0.5
             self.reuses[cell] *= 0.5
-        self.trials[cell] += 1.0
+        self.trials[cell] += share
 
     def continued(self, cell: int, gap: float, growth: int) -> None:
         self.reuses[cell] += 1.0
@@ -144,19 +146,22 @@ class Continuation:
             earlier.is_continued = True
             for group in earlier.groups:
                 if not earlier.is_counted:
-                    group.ended(earlier.cell)
+                    group.observed(earlier.cell, 1.0 - UNDECIDED)
                 group.continued(earlier.cell, max(0.0, sent.at - earlier.at), max(0, tokens - earlier.tokens))
             earlier.is_counted = True
         digest = sent.digests[-1]
         if digest == sent.family:
             return
+        groups, cell = self._groups_of(sent.tenant, sent.family), _cell(sent.turn, tokens)
+        for group in groups:
+            group.observed(cell, UNDECIDED)
         self._prompts[digest] = _Sent(
             turn=sent.turn,
-            cell=_cell(sent.turn, tokens),
+            cell=cell,
             at=sent.at,
             tokens=tokens,
             tenant=sent.tenant,
-            groups=self._groups_of(sent.tenant, sent.family),
+            groups=groups,
         )
         self._prompts.move_to_end(digest)
         self._waiting.append((sent.at, digest))
@@ -179,7 +184,7 @@ class Continuation:
             if sent is not None and sent.at == at and not sent.is_counted:
                 sent.is_counted = True
                 for group in sent.groups:
-                    group.ended(sent.cell)
+                    group.observed(sent.cell, 1.0 - UNDECIDED)
 
     def _groups_of(self, tenant: str, family: int) -> tuple[_Group, ...]:
         of_tenant = self._group((tenant, None), self._everybody)

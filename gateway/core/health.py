@@ -6,9 +6,10 @@ provider (its list of models, a balance) showed, and what another replica has to
 
 Its figures, for an outage of a minute that nobody announced: to be wrong about a circuit is cheap, so two failures are
 enough, and the first time out is three seconds; it grows by a half, so that by trying alone it is found well again
-after a quarter of the time that it was away, at the most after half of it, and eight tries are lost in a minute; a
-minute is the longest. Whoever can be asked for free ends the time out sooner: a question that failed and now is answered says
-that something has changed. Only a failure that costs a caller minutes is kept away from callers for longer.
+after a quarter of the time that it was away, at the most after half of it, and eight tries are lost in a minute. Two
+minutes are the longest: tries that are lost take from the retries that others need. Whoever can be asked for free ends
+the time out sooner: a question that failed and now is answered says that something has changed. Only a failure that
+costs a caller minutes is kept away from callers for longer.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ BREAKAGE: Final = frozenset(
 )
 """What opens a circuit only when it repeats; every other kind is the provider's own word, believed at once."""
 GROWTHS_MAX: Final = 32
+FREE_PAUSE_SHARE: Final = 0.05
+"""Whoever is away is asked for free after a twentieth of its absence again, so that it is not away much longer."""
 
 
 class Subject(NamedTuple):
@@ -69,7 +72,7 @@ class OutFor(NamedTuple):
     growth: float = 2.0
 
 
-_SOON: Final = OutFor(3, 60, 1.5)
+_SOON: Final = OutFor(3, 120, 1.5)
 OUT_FOR: Final = {
     FailureClass.CREDENTIAL: OutFor(600, 3600),
     FailureClass.QUOTA: OutFor(300, 3600),
@@ -82,6 +85,14 @@ OUT_FOR: Final = {
     FailureClass.BROKEN: _SOON,
     FailureClass.MODEL_MISMATCH: OutFor(600, 6 * 3600),
 }
+
+FREE_PAUSES: Final = {
+    FailureClass.CREDENTIAL: (60.0, 600.0),
+    FailureClass.QUOTA: (10.0, 300.0),
+    FailureClass.MODEL_GONE: (30.0, 600.0),
+}
+"""Shortest and longest pause between two free questions, in seconds; of breakage see below."""
+FREE_PAUSE_OF_BREAKAGE: Final = (2.0, 30.0)
 
 WHY: Final = {
     FailureClass.CREDENTIAL: "the provider refused our credential",
@@ -346,6 +357,14 @@ def after_free_probe(health: Health, now: datetime, *, ok: bool) -> Health:
         free_probe_at=now,
         changed_at=_later(health, now) if ok is not health.free_probe else health.changed_at,
     )
+
+
+def free_pause_seconds(health: Health, now: datetime) -> float:
+    """How long to wait until a free question about one that is out is asked again."""
+    if health.kind is None or health.out_since is None:
+        return FREE_PAUSE_OF_BREAKAGE[1]
+    shortest, longest = FREE_PAUSES.get(health.kind, FREE_PAUSE_OF_BREAKAGE)
+    return min(longest, max(shortest, (now - health.out_since).total_seconds() * FREE_PAUSE_SHARE))
 
 
 def after_reload(health: Health, now: datetime) -> Health:

@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date
 from functools import partial
+from typing import Final
 
 from gateway.core.beliefs import Beliefs
-from gateway.core.catalogue import Catalogue, Deployment, Model, OnRetired
+from gateway.core.catalogue import Catalogue, Deployment, Model, OnRetired, last_end
 from gateway.core.exchange import Admitted, InferenceRequest, Principal, Role
 from gateway.core.prefix import prompt_of
 from gateway.core.refusal import Refusal, RefusalCode, RefusedError
 from gateway.pipeline.experience import Experience
 from gateway.surfaces import chat_completions
+
+SUNSET_DAYS: Final = 30
+"""So many days before a model's certain end its callers are told with every answer."""
 
 
 def admit(
@@ -70,9 +74,22 @@ def for_model(
         anchor=beliefs.anchors(fingerprint.digests, model.name),
         tokens_of_bytes=partial(experience.input_tokens, model.name, key_id=principal.key_id),
     )
+    hint = _ends_soon(model, deployments, principal, today=today)
+    if hint is not None:
+        request = replace(request, warnings=(*request.warnings, hint))
     if available:
         chat_completions.check(request, available, input_tokens_estimate=prompt.input_tokens)
     return Admitted(request=replace(request, model=model.name), model=model, prompt=prompt)
+
+
+def _ends_soon(model: Model, deployments: list[Deployment], principal: Principal, *, today: date) -> str | None:
+    """What a caller of a model is told that certainly ends soon, at the providers they may use."""
+    allowed = principal.providers
+    end = last_end((each for each in deployments if allowed is None or each.provider in allowed), today)
+    if end is None or (end - today).days > SUNSET_DAYS:
+        return None
+    instead = f"; move to {model.successor}" if model.successor else ""
+    return f"{model.name} is retired here on {end.isoformat()}{instead}"
 
 
 def successor(model: Model, principal: Principal, catalogue: Catalogue) -> Model | None:

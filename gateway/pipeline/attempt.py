@@ -7,7 +7,7 @@ passing. What must not leave before the settlement is durable is handed back as 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -15,6 +15,7 @@ from gateway.core.catalogue import OnModelMismatch, ProviderCard
 from gateway.core.exchange import Attempt, AttemptStatus, InferenceRequest, Observation
 from gateway.core.failure import Failure, FailureClass
 from gateway.core.ledger import MODEL_MISMATCH_FLAG, Progress
+from gateway.core.load import Pace
 from gateway.core.quality import Fault, Judgement, is_quoted, judge
 from gateway.core.sse import Event, EventTooLongError, SseScanner
 from gateway.core.usage import NO_USAGE, Usage, UsageSource
@@ -72,6 +73,7 @@ class Attempting:
     journal: Journal
     clock: Clock
     experience: Experience
+    pace: Mapping[tuple[str, str], Pace]
     telemetry: Telemetry
 
 
@@ -311,7 +313,9 @@ def _mismatch(this: Attempt, card: ProviderCard, sight: Sight) -> Failure | None
 def _is_another_model(this: Attempt, reader: AnswerReader) -> bool:
     """Whether the answer names another model than was asked for; a vendor before the name makes no difference."""
     served, asked = reader.served_model, this.candidate.deployment.upstream
-    return served is not None and served.casefold().rpartition("/")[2] != asked.casefold().rpartition("/")[2]
+    if served is None or served == asked:
+        return False
+    return served.casefold().rpartition("/")[2] != asked.casefold().rpartition("/")[2]
 
 
 def _note_progress(needs: Attempting, this: Attempt, sight: Sight) -> None:
@@ -455,7 +459,7 @@ def _estimated(
     if sight.whole_bytes and not reader.has_content:
         output = min(needs.experience.whole_tokens(model, sight.whole_bytes), this.output_limit * request.n)
     elif not request.stream and sight.body is None and (aborted or failure is not None):
-        pace = needs.experience.pace.get((this.candidate.provider, this.candidate.account))
+        pace = needs.pace.get((this.candidate.provider, this.candidate.account))
         elapsed = max(0.0, (needs.clock.now() - this.started_at).total_seconds())
         expected = needs.experience.answer_length(model).expected(this.output_limit) * request.n
         output = expected if pace is None else min(expected, int(pace.tokens_per_second * elapsed))

@@ -29,6 +29,7 @@ from gateway.core.exchange import (
 )
 from gateway.core.failure import Advice, Failure, FailureClass, advise
 from gateway.core.health import Subject, subject_of
+from gateway.core.hold import worth_holding
 from gateway.core.ledger import Intent, LedgerEntry, PlanRecord
 from gateway.core.money import ZERO, Money
 from gateway.core.pricing import Charge, rate
@@ -60,13 +61,14 @@ from gateway.pipeline.ports import (
 from gateway.pipeline.reserve import Asking, demand_for, reserve
 from gateway.pipeline.settle import learn, settle
 from gateway.pipeline.telling import SHUTTING_DOWN, gone, headers_of, refusal_for, refuse, unmetered
-from gateway.pipeline.turns import Turns
+from gateway.pipeline.turns import WAIT_SECONDS_MAX, Turns
 from gateway.pipeline.watch import Interrupted, Watch
 from gateway.providers import DIALECTS
 from gateway.providers.reading import AnswerReader
 from gateway.surfaces import chat_completions
 
 _OVERRUN: Final = ("budget_overrun",)
+WAIT_TOLD_SECONDS: Final = 0.1
 CLIENT_CLOSED: Final = 499
 """The status that is logged for a client that hung up; nobody receives it."""
 
@@ -198,6 +200,7 @@ class Conductor:
         """The exchange with what is held for it, its first candidate, and the others. Raises RefusedError, or
         Interrupted where the wait for room was cut short."""
         candidates = list(exchange.plan.routable)
+        waited_for: Candidate | None = None
 
         def asking() -> Asking:
             well = self._well(candidates)
@@ -205,12 +208,27 @@ class Conductor:
                 with contextlib.suppress(MeteringUnavailableError):
                     self.journal.append(_plan_record(exchange))  # a refusal can be explained too
                 raise no_candidate(self._plan_again(exchange))
+            nonlocal waited_for
+            if (worth_waiting := self._worth_waiting(exchange, well)) is not None:
+                waited_for = worth_waiting
+                return self._asking(exchange, [worth_waiting])
+            if waited_for in well:  # the plan is from when its quota was scarce
+                well = [waited_for, *(each for each in well if each is not waited_for)]
             return self._asking(exchange, well)
 
+        terms = exchange.configuration.catalogue.routing
+        seconds_max = WAIT_SECONDS_MAX + (terms.hold_seconds_max if terms.hold_usd_per_second else 0.0)
         with watch:
             reservation, chosen = await reserve(
-                asking, exchange.admitted, exchange.principal, self.allowances, self.turns
+                asking,
+                exchange.admitted,
+                exchange.principal,
+                self.allowances,
+                self.turns,
+                wait_seconds_max=seconds_max,
             )
+        if waited_for is not None and (waited := self.clock.monotonic() - exchange.started) >= WAIT_TOLD_SECONDS:
+            exchange.warnings.append(f"waited {waited:.1f} s for room at a cheaper account")
         exchange = replace(exchange, reservation=reservation)
         shortest = reservation.output_limit_max
         if shortest is not None:
@@ -220,6 +238,22 @@ class Conductor:
             )
             chosen, candidates = _shortened(chosen, shortest), [_shortened(each, shortest) for each in candidates]
         return exchange, await self._claimed(exchange, chosen, candidates), candidates
+
+    def _worth_waiting(self, exchange: Exchange, well: list[Candidate]) -> Candidate | None:
+        """A full account that is worth waiting for, by what is believed of its minute; None = whoever has room."""
+        terms = exchange.configuration.catalogue.routing
+        if not terms.hold_usd_per_second or len(well) < 2:
+            return None
+        made, beliefs, now = exchange.plan, self.noting.beliefs, self.clock.now().timestamp()
+        tokens = made.input_tokens_estimate + made.output_tokens_estimate
+        room_in = {
+            (each.provider, each.account): seconds
+            for each in well
+            if (seconds := beliefs.room_in((each.provider, each.account), each.limits, tokens, now)) > 0
+        }
+        waited = self.clock.monotonic() - exchange.started
+        hold = worth_holding(replace(made, candidates=tuple(well)), room_in, terms, waited_seconds=waited)
+        return None if hold is None else hold.candidate
 
     def _asking(self, exchange: Exchange, candidates: list[Candidate]) -> Asking:
         demand = demand_for(
@@ -384,6 +418,7 @@ class Conductor:
             journal=self.journal,
             clock=self.clock,
             experience=self.experience,
+            pace=self.noting.beliefs.pace,
             telemetry=self.telemetry,
         )
         watch.begin_attempt(card.timeouts, drain=card.on_client_abort is OnClientAbort.DRAIN)

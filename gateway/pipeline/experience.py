@@ -1,9 +1,8 @@
-"""Experience is what finished answers taught: bytes per token, answer lengths, pace. Bounded, in process, no I/O."""
+"""Experience is what finished answers taught: bytes per token, answer lengths. Bounded, in process, no I/O."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
 from typing import Final
 
 from gateway.core.estimate import (
@@ -13,9 +12,7 @@ from gateway.core.estimate import (
     Calibration,
     part_tokens,
 )
-from gateway.core.load import UNKNOWN_PACE, Pace
 
-PACE_WEIGHT: Final = 0.1
 WHOLE_FRAME_BYTES: Final = 400
 """What a whole chat completion is besides its text: ids, names, usage."""
 INPUT_PRIOR: Final = Calibration()
@@ -25,21 +22,16 @@ KEYS_MAX: Final = 10_000
 
 class Experience:
     """Learned per public model (tokenizers differ by model, not by provider), of its input also per key (what keys send
-    differs: code, prose, languages), and, for pace, per account."""
+    differs: code, prose, languages)."""
 
-    __slots__ = ("_input", "_input_of_key", "_length", "_output", "_pace", "_whole")
+    __slots__ = ("_input", "_input_of_key", "_length", "_output", "_whole")
 
     def __init__(self) -> None:
         self._input: dict[str, Calibration] = {}
         self._input_of_key: OrderedDict[tuple[str, str], Calibration] = OrderedDict()
         self._output: dict[str, Calibration] = {}
         self._length: dict[str, AnswerLength] = {}
-        self._pace: dict[tuple[str, str], Pace] = {}
         self._whole: dict[str, Calibration] = {}
-
-    @property
-    def pace(self) -> Mapping[tuple[str, str], Pace]:
-        return self._pace
 
     def input_tokens(self, model: str, size_bytes: int, *, key_id: str) -> int:
         part = self._input_of_key.get((key_id, model), NO_CALIBRATION)
@@ -79,23 +71,3 @@ class Experience:
             self._input_of_key.popitem(last=False)
         self._output[model] = self._output.get(model, INPUT_PRIOR).learn(output_bytes, output_tokens)
         self._length[model] = self.answer_length(model).learn(output_tokens)
-
-    def learn_pace(
-        self, provider: str, account: str, *, first_chunk_seconds: float | None, tokens_per_second: float
-    ) -> None:
-        """How fast one finished answer came, folded into a moving mean; a whole body tells nothing of first chunks."""
-        before = self._pace.get((provider, account), UNKNOWN_PACE)
-        self._pace[(provider, account)] = Pace(
-            first_chunk_seconds=_moved(
-                before.first_chunk_seconds, first_chunk_seconds, unknown=UNKNOWN_PACE.first_chunk_seconds
-            ),
-            tokens_per_second=_moved(
-                before.tokens_per_second, tokens_per_second, unknown=UNKNOWN_PACE.tokens_per_second
-            ),
-        )
-
-
-def _moved(before: float, sample: float | None, *, unknown: float) -> float:
-    if sample is None:
-        return before
-    return sample if before == unknown else before + PACE_WEIGHT * (sample - before)

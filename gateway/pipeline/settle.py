@@ -41,7 +41,7 @@ def settle(
 
 
 def learn(entry: LedgerEntry, outcome: Outcome, experience: Experience, *, input_bytes: int) -> None:
-    """What a finished answer teaches about token counts and pace; nothing, if the provider did not tell its tokens."""
+    """What a finished answer teaches about token counts; nothing, if the provider did not tell its tokens."""
     if entry.status != "succeeded" or entry.usage_source != "provider":
         return
     reader = outcome.reader
@@ -54,11 +54,3 @@ def learn(entry: LedgerEntry, outcome: Outcome, experience: Experience, *, input
         output_tokens=entry.output_tokens,
         whole_bytes=len(outcome.body or b""),
     )
-    seconds = (entry.finished_at - entry.started_at).total_seconds()
-    if seconds > 0 and entry.ttft_ms is not None:
-        experience.learn_pace(
-            entry.provider,
-            entry.account,
-            first_chunk_seconds=None if outcome.body is not None else entry.ttft_ms / 1000,
-            tokens_per_second=entry.output_tokens / seconds,
-        )

@@ -49,7 +49,8 @@ def balance_url(base_url: str) -> str | None:  # noqa: ARG001 - the dialects sha
 
 
 def read_balance(body: bytes) -> Balance:
-    """For an operator who configures ``balance_url``: ``total_quota`` in USD, as what is left."""
+    """For an operator who configures ``balance_url``: ``total_quota`` in USD, as what is left. The gateway adds the key
+    to that address and writes it down nowhere; what stands between may."""
     answer = balances.decode(body)
     used = balances.amount(answer, "total_used_quota") if "total_used_quota" in answer else None
     return Balance(available=balances.amount(answer, "total_quota"), unit="USD", used=used)
@@ -63,4 +64,5 @@ DIALECT: Final = Dialect(
     balance_url=balance_url,
     read_balance=read_balance,
     request_id_headers=("x-oneapi-request-id", "x-request-id"),
+    balance_key_member="key",
 )

@@ -56,6 +56,7 @@ class Dialect:
     classify_failure(status, headers, body): what a refusal says; header names are lower case.
     balance_url(base_url): where the balance is read, None if the provider has none.
     read_balance(body): the balance; raises ValueError for another shape.
+    balance_key_member: the member of the query that carries the key to a balance, None where a header does.
     """
 
     name: str
@@ -65,3 +66,4 @@ class Dialect:
     balance_url: Callable[[str], str | None]
     read_balance: Callable[[bytes], Balance]
     request_id_headers: tuple[str, ...] = ("x-request-id",)
+    balance_key_member: str | None = None

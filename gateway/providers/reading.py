@@ -325,7 +325,8 @@ class AnswerReader:
                 self._calls_size = ARGUMENTS_CHARACTERS_MAX + 1
                 return
             kept = calls[choice, index] = _KeptCall()
-        kept.name = kept.name or fit(function.name or "", _NAME_CHARACTERS_MAX)
+        if function.name and not kept.name:
+            kept.name = fit(function.name, _NAME_CHARACTERS_MAX)
         if arguments := function.arguments:
             self._calls_size += len(arguments)
             if self._calls_size <= ARGUMENTS_CHARACTERS_MAX:

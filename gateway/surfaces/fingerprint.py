@@ -179,14 +179,16 @@ class _Reading:
         if step is None:
             self._pieces += pieces
         else:
-            self._document(b"".join(pieces), step)
+            self._document(b"".join(pieces), step, (conversation.documents[index] - 1) // step)
 
-    def _document(self, text: bytes, step: int) -> None:
-        self._flush()
-        for start in range(0, len(text), step):
-            if start and len(self.kept) < BOUNDARIES_MAX:
-                self.keep(self.digest(), is_passing=False)
-            self._pieces.append(text[start : start + step])
+    def _document(self, text: bytes, step: int, count: int) -> None:
+        """``count`` boundaries: what a message has beside its content does not make it more of a document."""
+        start = 0
+        for stop in range(step, len(text), step)[:count]:
+            self._pieces.append(text[start:stop])
+            self.keep(self.digest(), is_passing=False)
+            start = stop
+        self._pieces.append(text[start:])
 
     def digest(self) -> int:
         self._flush()

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
-from gateway.core.catalogue import Catalogue, Deployment, Model
+from gateway.core.catalogue import Catalogue, Deployment, Model, last_end
 from gateway.core.exchange import Candidate, Plan, Principal, Score
 from gateway.core.money import UnitPrice
 from gateway.core.pricing import Price
@@ -71,6 +71,7 @@ def _model(
             "routable": bool(open_ones),
             "successor": model.successor,
             "on_retired": model.on_retired.value,
+            "retires_on": _day(last_end(deployments, at.date())),
             "retirement_reported": _dates((each.provider, each.retirement_reported) for each in deployments),
             "available_from": _dates((each.provider, each.available_from) for each in deployments),
             "available_until": _dates((each.provider, each.available_until) for each in deployments),
@@ -101,6 +102,10 @@ def _pricing(prices: list[Price]) -> dict[str, str] | None:
     }
 
 
+def _day(day: date | None) -> str | None:
+    return None if day is None else day.isoformat()
+
+
 def _dates(dates: Iterable[tuple[str, date | None]]) -> dict[str, str]:
     return {provider: day.isoformat() for provider, day in dates if day is not None}
 
@@ -111,6 +116,7 @@ def _provider(catalogue: Catalogue, deployment: Deployment, at: datetime, *, is_
         "provider": deployment.provider,
         "upstream_model": deployment.upstream,
         "routable": is_routable,
+        "stage": deployment.stage(at.date()).value,
         "context_length": deployment.context,
         "max_output": deployment.max_output,
         "capabilities": sorted(deployment.capabilities),

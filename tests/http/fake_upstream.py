@@ -93,6 +93,8 @@ class FakeUpstream:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
+        self.tells_of_questions = False
+        """Whether free questions (GET) are scripted and kept too, or answered 404 beside it all."""
         self.script: Script = _nothing
         self.address = ""
         self._arrived = asyncio.Condition()
@@ -121,8 +123,11 @@ class FakeUpstream:
 
     async def _answer_one(self, reader: Reader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-        length = next(int(line.split(":")[1]) for line in head.lower().splitlines() if "content-length:" in line)
-        call = Call(head, await reader.readexactly(length), writer, reader.ended)
+        sizes = (int(line.split(":")[1]) for line in head.lower().splitlines() if "content-length:" in line)
+        call = Call(head, await reader.readexactly(next(sizes, 0)), writer, reader.ended)
+        if head.startswith("GET ") and not self.tells_of_questions:
+            await call.send(json_answer({}, 404))
+            return True
         async with self._arrived:
             self.calls.append(call)
             self._arrived.notify_all()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.cli.report import _attempt_title
 from gateway.simulator import Fault
 from tests.http.house import House, chat, eventually
 from tests.http.test_bad_input import refused
@@ -90,6 +91,9 @@ async def test_an_answer_of_another_model(house: House):
         return told.json()["attempts"] if told.status_code == 200 else None
 
     (attempt,) = await eventually(explained)
+    title = _attempt_title(attempt)
+    assert "succeeded, answered by kimi-k9, usage provider" in title
+    assert title.endswith(", flagged model_mismatch")
     assert (attempt["served_model"], attempt["flags"]) == ("kimi-k9", ["model_mismatch"])
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -13,8 +14,9 @@ import pytest
 import redis
 
 from gateway.adapters.redis.allowances import RedisAllowances
+from gateway.core.health import Subject
 from gateway.core.money import Money
-from gateway.simulator import PROVIDERS, Simulator, running
+from gateway.simulator import PROVIDERS, Fault, Simulator, running
 from gateway.simulator import Settings as Simulated
 from tests.http.house import House, chat, eventually, serving
 
@@ -31,7 +33,8 @@ async def houses(anyio_backend: str, database_url: str, redis_url: str, tmp_path
         for name in ("one", "two"):
             (tmp_path / name).mkdir()
             house = serving(database_url, tmp_path / name, addresses, redis_url=redis_url)
-            found.append(await stack.enter_async_context(house))
+            simulated = {simulator.provider: simulator for simulator in simulators}
+            found.append(replace(await stack.enter_async_context(house), simulators=simulated))
         for house in found:
             await eventually(lambda house=house: shared(house).state == "ok")
         yield found
@@ -95,3 +98,50 @@ async def test_a_budget_counts_at_both_and_survives_a_flush(
 
 async def equal(house: House) -> bool:
     return await shared(house).differences() == {}
+
+
+async def test_what_one_sees_failing_the_other_leaves_alone(houses: list[House]) -> None:
+    """Five failures at one worker, and the other sends nothing there; the first answer there brings it back for both;
+    both show why."""
+    evolink = houses[0].simulators["evolink"]
+    evolink.faults.add(Fault(kind="server_error"), now=0.0)
+    wanted = {"order": ["evolink"]}
+    for _ in range(5):
+        assert (await houses[0].ask(chat(provider=wanted))).status_code == 200
+    await eventually(lambda: out_at(houses[1]))
+    before = len(evolink.requests)
+    answer = await houses[1].ask(chat(provider=wanted))
+    assert (answer.status_code, answer.headers["x-gateway-attempts"]) == (200, "1")
+    assert len(evolink.requests) == before
+    states = (await houses[1].admin("GET", "/providers")).json()["data"]
+    (shown,) = [each for each in states if each["provider"] == "evolink"]
+    assert [(each["model"], each["reason"], each["state"]) for each in shown["out"]] == [
+        ("kimi-k2-thinking", "transient", "out")
+    ]
+    assert {each["model"]: each["state"] for each in shown["breaker"]}["kimi-k2-thinking"] == "open"
+    metrics = (await houses[1].client.get("/metrics")).text
+    assert 'gateway_provider_out{account="main",model="kimi-k2-thinking",provider="evolink"} 1.0' in metrics
+    assert 'gateway_gossip_messages_total{outcome="heard"}' in metrics
+    evolink.faults.clear()
+    await eventually(lambda: is_served_by_evolink(houses[1], wanted))
+    await eventually(lambda: not out_at(houses[0]))
+
+
+async def test_a_worker_that_starts_late_knows_what_others_have_seen(
+    houses: list[House], database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """Whose purse is empty, before its first request."""
+    houses[0].simulators["evolink"].faults.add(Fault(kind="payment_required"), now=0.0)
+    await houses[0].ask(chat(provider={"order": ["evolink"]}))
+    (tmp_path / "late").mkdir()
+    async with serving(database_url, tmp_path / "late", houses[0].addresses, redis_url=redis_url) as late:
+        await eventually(lambda: out_at(late, model=None))
+
+
+def out_at(house: House, model: str | None = "kimi-k2-thinking") -> bool:
+    health = house.gateway.health.of(Subject("evolink", "main", model))
+    return health.is_out(house.gateway.clock.now())
+
+
+async def is_served_by_evolink(house: House, wanted: dict[str, list[str]]) -> bool:
+    return (await house.ask(chat(provider=wanted))).headers["x-gateway-provider"] == "evolink"

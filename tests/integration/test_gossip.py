@@ -16,7 +16,7 @@ from gateway.adapters.clock import SystemClock
 from gateway.adapters.redis import gossip as redis_gossip
 from gateway.adapters.redis.gossip import RedisGossip
 from gateway.core.failure import Failure, FailureClass
-from gateway.core.happenings import Answered, Ended, Sent
+from gateway.core.happenings import Answered, Checked, Ended, Sent
 from gateway.core.health import WELL, HealthChanged, after_failure
 from gateway.pipeline.ports import BalanceTold, Message
 from tests.http.house import eventually
@@ -84,6 +84,7 @@ def every_kind() -> list[Message]:
         ),
         Answered(attempt_id="a", at=2.5, input_tokens=20, cached_tokens=10, output_tokens=3, seconds=1.0),
         numbered(7),
+        Checked(provider="p", model="m", tenant="t", at=2.0, fault=None),
         HealthChanged("p", None, "m", out),
         BalanceTold("p", "main", Decimal("49.58894"), "USD", 3.5),
     ]  # fmt: skip
@@ -95,11 +96,11 @@ async def test_every_message_is_heard_as_it_was_told(redis_url: str) -> None:
     async with running(one, two):
         for message in every_kind():
             one.gossip.tell(message)
-        await until(lambda: len(two.heard) == 5)
+        await until(lambda: len(two.heard) == 6)
         two.tell(1)
         await until(lambda: bool(one.heard))
-    assert two.heard == every_kind()[:3] + two.heard[3:4] + every_kind()[4:]
-    told = two.heard[3]
+    assert two.heard == every_kind()[:4] + two.heard[4:5] + every_kind()[5:]
+    told = two.heard[4]
     assert isinstance(told, HealthChanged)
     assert (told.subject, told.health.kind) == (("p", None, "m"), FailureClass.MODEL_GONE)
     assert told.health.out_until is not None and told.health.out_until.tzinfo is not None

@@ -27,6 +27,7 @@ from gateway.adapters.journal import (
 )
 from gateway.adapters.journal.writer import COMPANY_MIN, WRITE_BYTES_MAX
 from gateway.core.ledger import PlanRecord, Record
+from gateway.core.prefix import Prompt
 from gateway.pipeline.ports import MeteringUnavailableError
 from tests.integration.samples import T0, entry, intent, plan, progress
 
@@ -120,7 +121,8 @@ def until_durable(journal: JournalWriter, *positions: int) -> None:
 
 def test_every_kind_of_record_comes_back_as_it_went_in(journal: JournalWriter) -> None:
     """A record read from a segment equals the one appended, JSON plan included."""
-    written: list[Record] = [plan(), intent(), progress(input_tokens=900, cached_tokens=100), entry()]
+    kept = plan(2, prompt=Prompt((2**64 - 1, 5), (10, 20), 2**63, 10), tenant="blue", turn=3)
+    written: list[Record] = [plan(), intent(), progress(input_tokens=900, cached_tokens=100), entry(), kept]
     until_durable(journal, *(journal.append(record) for record in written))
     assert records(journal.path) == written
     found = records(journal.path)[0]

@@ -12,6 +12,7 @@ import pytest
 from gateway.core import api_key
 from gateway.core.catalogue import Model, OnRetired
 from gateway.core.exchange import Role
+from gateway.core.happenings import Answered, Sent
 from gateway.core.refusal import RefusedError
 from gateway.pipeline.authenticate import authenticate_administrator
 from gateway.pipeline.exchange import Configuration
@@ -40,6 +41,21 @@ def order_of(run: Run) -> list[str]:
 
 def reasons(run: Run) -> dict[str, str]:
     return {each.provider: each.excluded for each in run.exchange.plan.candidates if each.excluded is not None}
+
+
+def teach_pace(world: World, provider: str, *, first_chunk_seconds: float, tokens_per_second: float) -> None:
+    """As if the provider had answered once, at this pace."""
+    at = world.clock.now().timestamp()
+    sent = Sent(
+        attempt_id=f"taught-{provider}", provider=provider, account="main", model=MODEL, tenant="t", at=at,
+        digests=(1,), tokens=(1,), family=0, turn=0, follows=0, output_tokens=1,
+    )  # fmt: skip
+    answered = Answered(
+        attempt_id=sent.attempt_id, at=at, input_tokens=1, cached_tokens=0, output_tokens=10,
+        seconds=10 / tokens_per_second, first_chunk_seconds=first_chunk_seconds,
+    )  # fmt: skip
+    world.noting.beliefs.apply(sent)
+    world.noting.beliefs.apply(answered)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +193,7 @@ async def test_preferences_are_followed(wanted: dict[str, Any], order: list[str]
     """``provider`` as on OpenRouter: order, only, ignore, fallbacks, prices and sorts (INTERFACE §3)."""
     world = World().scripted(evolink=answer(), moonshot=answer(), cometapi=answer())
     for name, seconds in (("evolink", 3.0), ("moonshot", 2.0), ("cometapi", 1.0)):
-        world.experience.learn_pace(name, "main", first_chunk_seconds=seconds, tokens_per_second=10 / seconds)
+        teach_pace(world, name, first_chunk_seconds=seconds, tokens_per_second=10 / seconds)
     run = await world.ask(provider=wanted)
     assert order_of(run) == order
     assert [entry.provider for entry in run.entries] == order[:1]

@@ -226,12 +226,12 @@ async def test_what_an_answer_taught_is_kept() -> None:
     before = world.experience.output_tokens("kimi-k2-thinking", 10_000)
     await world.ask()
     taught = world.experience.output_tokens("kimi-k2-thinking", 10_000)
-    pace = world.experience.pace[("evolink", "main")]
+    pace = world.noting.beliefs.pace[("evolink", "main")]
     assert taught != before
     assert pace.first_chunk_seconds == pytest.approx(WAIT)
     await world.ask()
     assert world.experience.output_tokens("kimi-k2-thinking", 10_000) == taught
-    assert world.experience.pace[("evolink", "main")] == pace
+    assert world.noting.beliefs.pace[("evolink", "main")] == pace
 
 
 @on_virtual_time
@@ -239,8 +239,8 @@ async def test_a_whole_body_teaches_nothing_of_first_chunks() -> None:
     """It comes at the end of its generation, which says nothing of how soon a stream begins."""
     world = World().scripted(evolink=unstreamed())
     await world.ask(stream=False)
-    assert world.experience.pace[("evolink", "main")].first_chunk_seconds == 0.0
-    assert world.experience.pace[("evolink", "main")].tokens_per_second == pytest.approx(26 / WAIT)
+    assert world.noting.beliefs.pace[("evolink", "main")].first_chunk_seconds == 0.0
+    assert world.noting.beliefs.pace[("evolink", "main")].tokens_per_second == pytest.approx(26 / WAIT)
 
 
 @on_virtual_time

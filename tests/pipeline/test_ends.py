@@ -637,7 +637,7 @@ async def test_a_dialect_that_breaks_over_an_answer_is_an_end_too(
     await world.journal.durable(1)
     needs = Attempting(
         upstreams=world.upstreams, journal=world.journal, clock=world.clock, experience=world.experience,
-        telemetry=world.telemetry,
+        telemetry=world.telemetry, pace={},
     )  # fmt: skip
     call = UpstreamCall(
         provider="moonshot", account="main", url="", body=b"", headers={"x-gateway-attempt-id": "att_1"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from gateway.core.catalogue import OnClientAbort
@@ -198,9 +199,9 @@ async def test_nobody_is_tried_for_a_client_that_is_gone() -> None:
 
 @on_virtual_time
 async def test_a_hang_up_teaches_nothing_about_the_provider() -> None:
-    """A probe whose client leaves gives the probe back, and the circuit stays as it was."""
-    world = World(names=("evolink",)).scripted(evolink=[refusal(500)] * 5 + [stream(ANSWER, FOREVER), answer()])
-    for _ in range(5):
+    """A probe whose client leaves before an answer begins gives the probe back, and the circuit stays as it was."""
+    world = World(names=("evolink",)).scripted(evolink=[refusal(500)] * 2 + [stream(FOREVER), answer()])
+    for _ in range(2):
         await world.ask()
     before = world.health.of(CIRCUIT)
     assert before.is_out(world.clock.now())
@@ -210,7 +211,8 @@ async def test_a_hang_up_teaches_nothing_about_the_provider() -> None:
     await asyncio.sleep(0.5)
     assert world.health.of(CIRCUIT).probe_in_flight(world.clock.now())
     await run.ended()
-    assert world.health.of(CIRCUIT) == before
+    after = world.health.of(CIRCUIT)
+    assert after == msgspec.structs.replace(before, changed_at=after.changed_at)
     await world.ask()
     assert world.health.of(CIRCUIT).out_until is None
 

@@ -461,7 +461,7 @@ def account(provider: str = "evolink", name: str = "main", **limits: int) -> Acc
 @on_virtual_time
 async def test_accounts_are_used_up_to_their_limits_before_the_next():
     """No 429 teaches us: what a provider allows is known and kept."""
-    world = world_of(account(rpm=2), account(name="spare", rpm=1), account("moonshot", tpm=1_100))
+    world = world_of(account(rpm=2), account(name="spare", rpm=1), account("moonshot", tpm=1_400))
     world.scripted(evolink=answer(), moonshot=answer())
     for _ in range(4):
         assert (await ask(world, ALICE)).reply.status == 200

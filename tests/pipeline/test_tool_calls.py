@@ -63,7 +63,7 @@ async def test_a_right_call_is_counted_and_passes_as_it_came() -> None:
     relayed = b"".join(step for step in script.body if isinstance(step, bytes)).replace(closing(USAGE), b"")
     assert run.reply.body == relayed
     assert run.entry.flags == ["tool_calls_checked"]
-    standing = run.world.conductor.validity.of("evolink", MODEL, run.world.clock.now().timestamp())
+    standing = run.world.noting.validity.of("evolink", MODEL, run.world.clock.now().timestamp())
     assert (standing.checked, standing.valid_share) == (1.0, 1.0)
 
 
@@ -109,7 +109,7 @@ async def test_an_answer_that_broke_off_says_nothing_of_its_calls() -> None:
     run = await World().scripted(evolink=half).ask(tools=TOOLS)
     assert run.entry.status == "failed"
     assert run.entry.flags == []
-    assert list(run.world.conductor.validity) == []
+    assert list(run.world.noting.validity) == []
 
 
 @on_virtual_time
@@ -138,10 +138,12 @@ async def test_whose_calls_they_were() -> None:
     bob = Principal(key_id="key_bob", key_name="bob")
     for _ in range(20):
         await world.ask(tools=TOOLS, principal=bob)
-    for _ in range(60):
-        assert (await world.ask(tools=TOOLS, principal=ALICE)).entry.provider == "evolink"
+    colleague = Principal(key_id="key_carol", key_name="carol", team=ALICE.team)
+    for _ in range(30):
+        for principal in (ALICE, colleague):
+            assert (await world.ask(tools=TOOLS, principal=principal)).entry.provider == "evolink"
     now = world.clock.now().timestamp()
-    assert set(world.conductor.validity.of("evolink", MODEL, now).faults) == {Fault.ARGUMENTS_NOT_JSON}
+    assert set(world.noting.validity.of("evolink", MODEL, now).faults) == {Fault.ARGUMENTS_NOT_JSON}
 
 
 @pytest.mark.parametrize("served", ["kimi-k2.6", "other/kimi-k2"])

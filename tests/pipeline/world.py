@@ -14,6 +14,7 @@ from datetime import UTC, date, datetime
 from typing import Any, Final
 
 from gateway.adapters.allowances import LocalAllowances
+from gateway.adapters.gossip import NoGossip
 from gateway.adapters.health import MemoryHealthBook
 from gateway.adapters.memory import MemoryApiKeys, MemoryBalances, MemoryJournal
 from gateway.core.catalogue import (
@@ -37,6 +38,7 @@ from gateway.core.shedding import Shed
 from gateway.pipeline.conduct import Conductor
 from gateway.pipeline.exchange import Configuration, Exchange
 from gateway.pipeline.experience import Experience
+from gateway.pipeline.noting import Noting
 from gateway.pipeline.ports import MeteringUnavailableError, UpstreamCall, UpstreamFailedError
 from gateway.pipeline.telling import refuse
 from gateway.pipeline.watch import Watch
@@ -442,6 +444,7 @@ class World:
         self.telemetry = RecordingTelemetry()
         self.keys = MemoryApiKeys(self.clock)
         self.experience = Experience()
+        self.noting = Noting(gossip=NoGossip(), clock=self.clock)
         self.balances = MemoryBalances()
         self.allowances = LocalAllowances("world", self.balances, clock=self.clock)
         self.catalogue = in_force or catalogue(*map(card, names))
@@ -456,6 +459,7 @@ class World:
             clock=self.clock,
             ids=CountingIds(),
             allowances=self.allowances,
+            noting=self.noting,
         )
 
     def scripted(self, **scripts: Script | list[Script]) -> World:

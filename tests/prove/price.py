@@ -37,6 +37,7 @@ import uvloop
 
 from gateway.adapters.allowances import LocalAllowances
 from gateway.adapters.clock import SystemClock, TimeOrderedIds
+from gateway.adapters.gossip import NoGossip
 from gateway.adapters.health import MemoryHealthBook
 from gateway.adapters.journal import JournalWriter, Syscalls, journal_id
 from gateway.adapters.memory import MemoryApiKeys, MemoryBalances
@@ -44,6 +45,7 @@ from gateway.adapters.telemetry import PrometheusTelemetry
 from gateway.core.ledger import Record
 from gateway.pipeline.conduct import Conductor
 from gateway.pipeline.experience import Experience
+from gateway.pipeline.noting import Noting
 from gateway.pipeline.ports import Journal, UpstreamCall
 from gateway.pipeline.watch import Watch
 from tests.pipeline.world import ALICE, SSE_HEADERS, card, catalogue, configuration
@@ -225,6 +227,7 @@ def _conductor(journal: Journal) -> Conductor:
         clock=clock,
         ids=TimeOrderedIds(),
         allowances=LocalAllowances("price", MemoryBalances(), clock=clock),
+        noting=Noting(gossip=NoGossip(), clock=clock),
     )
 
 

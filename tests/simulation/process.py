@@ -10,6 +10,7 @@ from typing import Any, Final
 from pydantic import SecretStr
 
 from gateway.adapters.allowances import LocalAllowances
+from gateway.adapters.gossip import NoGossip
 from gateway.adapters.health import MemoryHealthBook
 from gateway.adapters.journal import JournalWriter, journal_id
 from gateway.adapters.journal.outbox import Outbox
@@ -23,6 +24,8 @@ from gateway.http.chat import chat_route
 from gateway.http.services import Services
 from gateway.pipeline.conduct import Conductor
 from gateway.pipeline.experience import Experience
+from gateway.pipeline.noting import Noting
+from gateway.pipeline.probe import Probes
 from gateway.pipeline.turns import Turns
 from tests.pipeline.world import configuration
 from tests.simulation.balances import SimulatedBalances
@@ -90,6 +93,8 @@ class SimulatedGateway(Gateway):
         self.siblings = None
         self.balances = SimulatedBalances(world.database, life, world.balance_chance)  # type: ignore[assignment]
         self.telemetry = PrometheusTelemetry()
+        self.gossip = NoGossip()
+        self.noting = Noting(gossip=self.gossip, clock=self.clock)
         self.health = MemoryHealthBook(self.clock, world.chance.random)
         self.upstreams = world.providers.upstreams(life)
         self.allowances = LocalAllowances(name, self.balances, clock=self.clock, caught_up=self.shipper.caught_up)
@@ -104,10 +109,20 @@ class SimulatedGateway(Gateway):
             clock=self.clock,
             ids=world.ids,
             allowances=self.allowances,
+            noting=self.noting,
             turns=Turns(
                 waiting_max=world.scenario.rights.waiting_max,
                 waiting_of_key_max=world.scenario.rights.waiting_of_key_max,
             ),
+        )
+        self.probes = Probes(
+            configuration=lambda: self.conductor.configuration,
+            health=self.health,
+            inquiries=self.upstreams,
+            gossip=self.gossip,
+            claims=self.gossip,
+            clock=self.clock,
+            chance=world.providers.free_chance.random,
         )
         self.services = Services(
             conductor=self.conductor,

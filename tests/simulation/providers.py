@@ -13,7 +13,7 @@ from random import Random
 from typing import Any, Final
 
 from gateway.core.failure import Failure, FailureClass
-from gateway.pipeline.ports import UpstreamCall, UpstreamFailedError
+from gateway.pipeline.ports import FreeAnswer, UpstreamCall, UpstreamFailedError
 from tests.simulation.life import Life, never
 
 COMPLETION_MARK: Final = "the-lighthouse-keeper"
@@ -143,8 +143,12 @@ class Character:
 class SimulatedProviders:
     """Every provider of the world, and their bill."""
 
-    def __init__(self, *, chance: Random, now: Callable[[], float], note: Callable[..., None]) -> None:
+    def __init__(
+        self, *, chance: Random, free_chance: Random, now: Callable[[], float], note: Callable[..., None]
+    ) -> None:
         self.chance = chance
+        self.free_chance = free_chance
+        self.models: set[str] = set()
         self.now = now
         self.note = note
         self.characters: dict[tuple[str, str], Character] = {}
@@ -213,6 +217,30 @@ class Upstreams:
             raise
         taken.head_at = self._providers.now()
         return Answer(self._providers, taken)
+
+    async def ask(self, provider: str, account: str, url: str, *, key_member: str | None = None) -> FreeAnswer:
+        """The port ``Inquiries``: what costs nothing is answered like everything else here, well or badly."""
+        if not self._life.is_alive:
+            await never()
+        chance = self._providers.free_chance
+        await asyncio.sleep(chance.uniform(0.01, 0.5))
+        what = chance.choices(("well", "unreachable", "failing", "odd"), (6, 2, 1, 1))[0]
+        if what == "unreachable":
+            raise _failed(FailureClass.UNREACHABLE)
+        if what == "failing":
+            return FreeAnswer(chance.choice((401, 404, 429, 500, 503)), CREDENTIAL_MARK.encode())
+        if what == "odd":
+            return FreeAnswer(
+                200, chance.choice((b"", b"[]", b'{"data":[{"id":7}]}', b'{"data":{"available_balance":"5"}}'))
+            )
+        if url.endswith("/models"):
+            names = chance.sample(sorted(self._providers.models), len(self._providers.models) - chance.randrange(2))
+            return FreeAnswer(200, json.dumps({"data": [{"id": name} for name in names]}).encode())
+        left = chance.choice((-3.5, 0, 12.25))
+        data: dict[str, Any] = {"available_balance": left}
+        for who in ("token", "user"):
+            data[who] = {"remaining_credits": left, "used_credits": 1}
+        return FreeAnswer(200, json.dumps({"status": True, "success": True, "data": data}).encode())
 
     async def _head(self, taken: Call) -> None:
         chance = self._providers.chance

@@ -158,7 +158,14 @@ class World:
             note=self.note,
         )
         self.database.troubles = self.scenario.database
-        self.providers = SimulatedProviders(chance=Random(f"providers {seed}"), now=self.now, note=self.note)
+        self.providers = SimulatedProviders(
+            chance=Random(f"providers {seed}"), free_chance=Random(f"free {seed}"), now=self.now, note=self.note
+        )
+        self.providers.models = {
+            deployment.upstream
+            for each in self.scenario.catalogue.providers.values()
+            for deployment in each.deployments.values()
+        }
         self.providers.characters = self.scenario.characters
         self.providers.on_open = self._opened
         self._client_chance = Random(f"clients {seed}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
 from gateway.core.catalogue import Account, Catalogue, Deployment, Model, ProviderCard
-from gateway.core.exchange import Candidate, CandidateState, Plan, Principal
+from gateway.core.exchange import Candidate, CandidateState, Plan, Principal, Score
 from gateway.core.money import Money, UnitPrice
 from gateway.core.pricing import Price, PriceTable
 from gateway.surfaces.chat_completions import render_model, render_models, render_route
@@ -87,6 +88,7 @@ def test_an_entry() -> None:
         "routable": True,
         "successor": "kimi-k2.6",
         "on_retired": "error",
+        "retires_on": None,
         "retirement_reported": {"moonshot": "2026-05-25"},
         "available_from": {},
         "available_until": {},
@@ -108,6 +110,23 @@ def test_a_provider_that_is_out_is_shown_as_such() -> None:
     assert (pricing["prompt_from"], pricing["prompt_to"]) == ("0.6", "0.6")
 
 
+def test_a_model_that_is_going_says_when() -> None:
+    """The day on which the last provider ends it, and where it is in its life at each."""
+    going = {
+        "moonshot": card("moonshot", deployment("moonshot", available_until=date(2026, 11, 22))),
+        "evolink": card("evolink", deployment("evolink", available_until=date(2027, 1, 31))),
+    }
+    body = render_models(replace(CATALOGUE, providers=going), ANYONE, at=NOW, routable=ROUTABLE)
+    (entry,) = json.loads(body)["data"]
+    assert entry["lifecycle"]["retires_on"] == "2027-01-31"
+    assert {each["provider"]: each["stage"] for each in entry["providers"]} == {
+        "moonshot": "retired",
+        "evolink": "retiring",
+    }
+    stages = {each["provider"]: each["stage"] for each in listed()[K2]["providers"]}  # type: ignore[attr-defined]
+    assert stages == {"moonshot": "reported_retired", "evolink": "available", "free": "available"}
+
+
 def test_what_nobody_can_be_asked_for_is_listed_honestly() -> None:
     """Unpriced is not free, and not routable."""
     entry = listed()["unpriced"]
@@ -117,6 +136,7 @@ def test_what_nobody_can_be_asked_for_is_listed_honestly() -> None:
         "routable": False,
         "successor": None,
         "on_retired": "error",
+        "retires_on": None,
         "retirement_reported": {},
         "available_from": {},
         "available_until": {},
@@ -165,6 +185,7 @@ def test_a_plan_as_json() -> None:
                 expected_cost=Money.from_usd("0.000000556001"),
                 expected_cached_tokens=256,
                 output_limit=32_768,
+                score=Score(matched_tokens=512, total_usd=0.0000001234),
             ),
             Candidate(
                 provider="free",
@@ -189,6 +210,11 @@ def test_a_plan_as_json() -> None:
         "upstream_model": f"evolink-{K2}",
         "expected_cost_usd": Decimal("0.000000556001"),
         "expected_cached_tokens": 256,
+        "score": {
+            **dict.fromkeys(Score.__struct_fields__, 0),
+            "matched_tokens": 512,
+            "total_usd": Decimal("0.000000123"),
+        },
         "state": "healthy",
         "excluded": None,
         "price_id": evolink.price_id,

@@ -18,8 +18,9 @@ from click.testing import CliRunner
 
 from gateway.adapters.postgres.schema import downgrade
 from gateway.catalog import FILES, load
-from gateway.cli.doctor import check_clock, check_models, doctor
+from gateway.cli.doctor import check_clock, doctor
 from gateway.cli.examination import Check, Examination
+from gateway.cli.model_checks import check_models
 from gateway.cli.root import cli
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"

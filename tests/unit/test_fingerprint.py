@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from gateway.core.prefix import BOUNDARIES_MAX, Fingerprint
+from gateway.core.prefix import BOUNDARIES_MAX, Boundary, Fingerprint
 from gateway.surfaces.chat_completions import parse
 from gateway.surfaces.conversation import MEDIA_BYTES
+from gateway.surfaces.fingerprint import _sized
 
 SEED = 0x5EED
 SYSTEM = {"role": "system", "content": "You are terse."}
@@ -107,6 +108,11 @@ def test_what_the_template_reads_makes_another_digest(other: list[Any]) -> None:
     [
         ([{"role": "user", "content": "ab"}], [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]),
         ([{"role": "user", "content": "a", "name": "b"}], [{"role": "user", "content": "ab"}]),
+        ([{**USER, "name": "b"}], [{**USER, "reasoning_content": "b"}]),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": text} for text in ("a", "user", "c")]}],
+            [{"role": "user", "content": "a"}, {"role": "user", "content": "c"}],
+        ),
         (
             content({"type": "text", "text": "a"}, {"type": "text", "text": "b"}),
             content({"type": "text", "text": "ab"}),
@@ -172,8 +178,31 @@ def test_a_long_document_has_fewer_boundaries_not_more() -> None:
     found = printed([SYSTEM, long])
     assert [boundary.size_bytes // 131_072 for boundary in found.boundaries[1:]] == [*range(1, 8), 7]
     assert len(printed([long] * 40).boundaries) == BOUNDARIES_MAX
-    steps = [boundary.size_bytes for boundary in printed([long, long]).boundaries]
-    assert steps[7] < 1_000_100 < steps[-8]
+    sizes = [boundary.size_bytes for boundary in printed([long] * 3).boundaries]
+    assert sum(size > 2_000_200 for size in sizes) == 8
+
+
+def test_what_a_message_has_beside_its_document_makes_no_more_boundaries() -> None:
+    """Forty kilobytes of content have two inside, whatever was reasoned before, and the messages after keep theirs."""
+    long = {"role": "assistant", "content": "x" * 40_000, "reasoning_content": "y" * 900_000}
+    before = [USER] * 3
+    found, without = printed([*before, long, *[USER] * 4]), printed([*before, {**long, "content": "x"}, *[USER] * 4])
+    assert len(found.boundaries) == len(without.boundaries) + 2 <= BOUNDARIES_MAX
+
+
+def test_an_application_is_looked_up_at_any_depth() -> None:
+    """Three system messages, no power of two, and a hundred messages after them."""
+    found = printed([*[SYSTEM] * 3, *[USER, {"role": "assistant", "content": "Blue."}] * 50])
+    assert found.family in found.digests
+    assert len(found.boundaries) == BOUNDARIES_MAX
+
+
+def test_a_boundary_that_adds_nothing_is_left_out() -> None:
+    """Where the whole was measured far smaller than its parts: sizes grow strictly all the same."""
+    sized = _sized(
+        [(1, 10, True), (2, 500, False), (3, 501, False), (4, 1_000, False)], tools_bytes=0, messages_bytes=4
+    )
+    assert sized == (Boundary(2, 2), Boundary(4, 4))
 
 
 def test_escapes_are_another_spelling_with_the_same_sizes() -> None:

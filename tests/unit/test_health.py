@@ -101,7 +101,7 @@ def test_time_out_grows_to_its_longest(kind: FailureClass) -> None:
 
 
 def test_an_outage_of_a_minute_is_over_soon_after_it() -> None:
-    """Of a provider that fails at once, each lost try is one caller's; by trying alone it is back within half as long again."""
+    """By trying alone, it is back within half as long again; few tries are lost."""
     for outage in (20.0, 45.0, 60.0, 300.0):
         now, tries, health = 0.0, 2, failed(2)
         while True:

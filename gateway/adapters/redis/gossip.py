@@ -60,6 +60,10 @@ class Counts:
     skipped: int = 0
     lag_seconds: float = 0.0
 
+    @property
+    def by_outcome(self) -> dict[str, int]:
+        return {"told": self.told, "heard": self.heard, "dropped": self.dropped, "skipped": self.skipped}
+
 
 class RedisGossip:
     """Implements the Gossip and Claims ports. Somebody must ``run`` it; until then, words wait."""

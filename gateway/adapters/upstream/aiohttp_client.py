@@ -14,18 +14,21 @@ import aiohttp
 from pydantic import SecretStr
 
 from gateway.core.failure import Failure, FailureClass
-from gateway.pipeline.ports import UpstreamCall, UpstreamFailedError
+from gateway.pipeline.ports import FreeAnswer, UpstreamCall, UpstreamFailedError
 
 KEEPALIVE_SECONDS: Final = 30
 LINGER_SECONDS: Final = 1.0
 """How long a finished stream's connection may take to show its proper end before it is closed instead of reused."""
 READ_BUFFER_BYTES: Final = 2**16
+FREE_SECONDS_MAX: Final = 5.0
+FREE_BYTES_MAX: Final = 4 * 1024 * 1024
 SECRET_BYTES_MIN: Final = 8
 """A credential shorter than this is none, and may be a part of any text."""
 
 
 class AiohttpUpstreams:
-    """Implements the Upstreams port. ``credentials`` maps (provider, account) to the key; None sends none."""
+    """Implements the Upstreams and Inquiries ports. ``credentials`` maps (provider, account) to the key; None sends
+    none."""
 
     def __init__(self, credentials: Mapping[tuple[str, str], SecretStr | None], *, user_agent: str) -> None:
         self.credentials = credentials
@@ -52,6 +55,29 @@ class AiohttpUpstreams:
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamFailedError(_failure(FailureClass.BROKEN, call.provider, error)) from None
         return AiohttpAnswer(call.provider, response, secret)
+
+    async def ask(self, provider: str, account: str, url: str, *, key_member: str | None = None) -> FreeAnswer:
+        """A free question, in its own short time. Nothing of the address is quoted: it may carry the key."""
+        session = self._session or self._open_session()
+        secret = self.credentials.get((provider, account))
+        headers, query = {"accept": "application/json"}, {}
+        if secret is not None and key_member is None:
+            headers["authorization"] = f"Bearer {secret.get_secret_value()}"
+        elif secret is not None and key_member is not None:
+            query[key_member] = secret.get_secret_value()
+        timeout = aiohttp.ClientTimeout(total=FREE_SECONDS_MAX)
+        try:
+            async with session.get(
+                url, params=query, headers=headers, allow_redirects=False, timeout=timeout
+            ) as response:
+                body = await _bounded(response, FREE_BYTES_MAX)
+                return FreeAnswer(response.status, body)
+        except TimeoutError:
+            silence = Failure(kind=FailureClass.TIMED_OUT, message=f"{provider} does not answer a free question")
+            raise UpstreamFailedError(silence) from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            kind = FailureClass.UNREACHABLE
+            raise UpstreamFailedError(Failure(kind=kind, message=f"{provider}: {type(error).__name__}")) from None
 
     async def close(self) -> None:
         """Closes every connection."""
@@ -113,6 +139,18 @@ class AiohttpAnswer:
             asyncio.get_running_loop().call_later(LINGER_SECONDS, response.close)
         else:
             response.close()
+
+
+async def _bounded(response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
+    """The whole body. Raises ValueError for one that is too long."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        parts.append(part)
+        if size > bytes_max:
+            raise ValueError("too long")
+    return b"".join(parts)
 
 
 def _failure(kind: FailureClass, provider: str, error: Exception) -> Failure:
