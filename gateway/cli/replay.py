@@ -51,7 +51,13 @@ _COLUMNS: Final = (
 @click.option("--tz", default="UTC", show_default=True, help="Time zone of dates.")
 @click.option("--scenario", type=click.Path(path_type=Path, dir_okay=False), help="Prices, caches, limits, outages.")
 @CONFIG
-@click.option("--policy", "policies", multiple=True, type=click.Choice(list(Policy)), help="Only this; all without it.")
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    type=click.Choice([each.value for each in Policy]),
+    help="Only this; all without it.",
+)
 @click.option("--model", help="The model that is asked for; the first that is served without it.")
 @click.option("--at", help="When the first request comes: prices from then on. Now without it, or when it came.")
 @JSON

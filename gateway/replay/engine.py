@@ -120,7 +120,7 @@ class Engine:
         for place, row in enumerate(self.rows):
             self._push(row.at - self.rows[0].at, _Kind.DUE, _Request(place=place, row=row))
         heapq.heapify(self._events)
-        while self._events:
+        while self._done < len(self.rows):
             at, kind, _, what = heapq.heappop(self._events)
             if what is None:
                 self._wake(at)
