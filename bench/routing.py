@@ -24,7 +24,6 @@ from rich.table import Table
 
 from gateway.core.beliefs import Beliefs
 from gateway.core.catalogue import Account, Catalogue, Deployment, Model, Policy, ProviderCard, RoutingTerms
-from gateway.core.continuation import Turn
 from gateway.core.estimate import AnswerLength
 from gateway.core.exchange import Candidate, InferenceRequest, Plan, Principal, Surface
 from gateway.core.failure import FailureClass
@@ -32,7 +31,7 @@ from gateway.core.happenings import Answered, Ended, Sent
 from gateway.core.health import WELL, Health, Subject
 from gateway.core.hold import worth_holding
 from gateway.core.money import UnitPrice
-from gateway.core.prefix import Prompt
+from gateway.core.prefix import Prompt, Turn
 from gateway.core.pricing import Price, PriceTable
 from gateway.core.routing import Circumstances, plan
 from gateway.core.warmth import worth_remembering

@@ -91,8 +91,8 @@ def _savings(services: Services) -> HTTPRouteHandler:
         except TooManyRequestsError:
             raise invalid(
                 "from",
-                f"There are more than {services.savings_requests_max:,} requests in this period, too many for one "
-                "that is serving. Ask for a shorter one, or run `gateway report savings`.",
+                f"There are more than {services.savings_requests_max:,} requests in this period, more than "
+                "a serving gateway counts. Ask for a shorter one, or run `gateway report savings`.",
             ) from None
         return Response(ESTIMATES_AS_NUMBERS.encode(rendered(report, start, end)), media_type=MEDIA_TYPES["json"])
 
