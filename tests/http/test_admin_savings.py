@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.core.prefix import Prompt
-from tests.http.house import House, exact
+from tests.http.house import House, around_now, exact
 from tests.http.test_bad_input import refused
 from tests.integration.samples import T0, entry, plan, usage
 
@@ -90,3 +90,26 @@ async def test_a_period_that_is_too_long(past: House, monkeypatch: pytest.Monkey
     error = refused(await past.admin("GET", "/reports/savings", params=PAST), 400, "invalid_request_error", "from")
     assert "gateway report savings" in error["message"]
     assert "24 requests" in error["message"]
+
+
+async def test_live_conversations(house: House):
+    """What is kept of live requests is enough: every turn is compared, and the cached tokens that were billed are those
+    that are predicted from the bills of other conversations, within the blocks that providers count in."""
+    before = (await report(house, **around_now())).get("requests")
+    for number in range(8):
+        messages: list[dict[str, str]] = [{"role": "system", "content": "You answer briefly. " * 150}]
+        for turn in range(4):
+            messages.append({"role": "user", "content": f"Question {number}.{turn}: " + f"word{number} " * 900})
+            body = {"model": "kimi-k2-thinking", "messages": messages, "max_tokens": 64}
+            answer = await house.ask(body)
+            assert answer.status_code == 200, answer.text
+            messages.append({"role": "assistant", "content": answer.json()["choices"][0]["message"]["content"]})
+    said = await report(house, **around_now())
+    (model,) = said["models"]
+    assert (said["requests"] - before, said["requests_left_out"], model["requests"]) == (32, 0, 32)
+    evolink = next(each for each in model["baselines"] if each["baseline"] == "evolink")
+    accuracy = evolink["accuracy"]
+    assert accuracy["requests"] == 32
+    assert accuracy["cached_tokens_predicted"] == pytest.approx(accuracy["cached_tokens_billed"], rel=0.01)
+    assert abs(accuracy["error_percent"]) < 1
+    assert Decimal(evolink["cost_low"]) <= Decimal(evolink["actual"]) <= Decimal(evolink["cost_high"])
