@@ -336,6 +336,18 @@ def _without_fallbacks(request: InferenceRequest, routable: list[Candidate]) -> 
     ]
 
 
+def in_reserve(made: Plan, request: InferenceRequest) -> tuple[Candidate, ...]:
+    """Those that only an open circuit keeps out: once all others have failed, they are better than nobody."""
+    wanted = request.preferences
+    firsts = {candidate.provider for candidate in made.routable}
+    return tuple(
+        candidate
+        for candidate in made.candidates
+        if candidate.exclusion is Exclusion.EJECTED
+        and (wanted.allow_fallbacks or wanted.order or candidate.provider in firsts)
+    )
+
+
 def retry_after_seconds(plan_made: Plan) -> float:
     """When the first candidate that is out for a while comes back, in seconds from the plan; at least one second."""
     waits = [

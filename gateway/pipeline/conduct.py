@@ -35,7 +35,7 @@ from gateway.core.money import ZERO, Money
 from gateway.core.pricing import Charge, rate
 from gateway.core.refusal import INTERNAL, RefusedError
 from gateway.core.retry_budget import RetryBudget
-from gateway.core.routing import subjects
+from gateway.core.routing import in_reserve, subjects
 from gateway.core.usage import NO_USAGE, UsageSource
 from gateway.pipeline.admit import admit, for_model, successor
 from gateway.pipeline.attempt import Attempting, attempt
@@ -199,7 +199,7 @@ class Conductor:
     async def _reserve(self, exchange: Exchange, watch: Watch) -> tuple[Exchange, Candidate, list[Candidate]]:
         """The exchange with what is held for it, its first candidate, and the others. Raises RefusedError, or
         Interrupted where the wait for room was cut short."""
-        candidates = list(exchange.plan.routable)
+        candidates = [*exchange.plan.routable, *in_reserve(exchange.plan, exchange.admitted.request)]
         waited_for: Candidate | None = None
 
         def asking() -> Asking:

@@ -222,6 +222,24 @@ async def test_the_last_one_is_never_ejected() -> None:
 
 
 @on_virtual_time
+async def test_an_open_circuit_is_tried_when_all_others_have_failed() -> None:
+    """Rather than nobody; not where the caller wants no fallback, and not an account without money."""
+    world = World().scripted(evolink=refusal(500), moonshot=answer(), cometapi=refusal(402))
+    for _ in range(2):
+        await ask(world)
+    world.scripted(evolink=answer(), moonshot=refusal(503))
+    run = await world.ask()
+    assert providers(run) == ["moonshot", "cometapi", "evolink"]
+    assert run.reply.status == 200
+    world = World(names=("evolink", "moonshot")).scripted(evolink=refusal(500), moonshot=answer())
+    for _ in range(2):
+        await ask(world)
+    world.scripted(evolink=answer(), moonshot=refusal(503))
+    assert providers(await world.ask(provider={"allow_fallbacks": False})) == ["moonshot"]
+    assert providers(await world.ask(provider={"order": ["moonshot"], "allow_fallbacks": False})) == ["moonshot"]
+
+
+@on_virtual_time
 async def test_a_provider_that_fails_too_often_is_left_alone() -> None:
     """One failure in three, never two in a row: after twenty attempts in half a minute the circuit opens."""
     script = [refusal(500), answer(), answer()] * 20
