@@ -7,16 +7,23 @@ bound of its traffic and scenario; beside it stand list price and the study's ow
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
 from gateway.core.beliefs import Beliefs
 from gateway.core.catalogue import Account, Catalogue, Deployment, Model, Policy, ProviderCard, RoutingTerms
-from gateway.core.continuation import Turn
 from gateway.core.estimate import AnswerLength
 from gateway.core.exchange import Candidate, InferenceRequest, Plan, Principal, Surface
 from gateway.core.failure import FailureClass
@@ -24,7 +31,7 @@ from gateway.core.happenings import Answered, Ended, Sent
 from gateway.core.health import WELL, Health, Subject
 from gateway.core.hold import worth_holding
 from gateway.core.money import UnitPrice
-from gateway.core.prefix import Prompt
+from gateway.core.prefix import Prompt, Turn
 from gateway.core.pricing import Price, PriceTable
 from gateway.core.routing import Circumstances, plan
 from gateway.core.warmth import worth_remembering
@@ -35,7 +42,12 @@ BEGINS: Final = datetime(2026, 3, 1, tzinfo=UTC)
 HOLD_USD_PER_SECOND: Final = 0.0005
 """What a second of a caller's time is taken to be worth in the rows that hold: the study's figure."""
 HOLD_SECONDS_MAX: Final = 10.0
+PROBE_SECONDS: Final = 5.0
+"""How often a provider that is out is asked for free whether it is back; in the rows without free probes only the
+simulator's own breaker lets requests try, and some of them fail."""
 BOUND_ROUNDS: Final = 24
+PAGE_COLUMNS: Final = 140
+TRACES: Final = ("conversation", "agentic", "mixed", "synthetic")
 UNSHARED: Final = 1 << 62
 """Prompts of less than a block share nothing: each has a digest of its own above this."""
 
@@ -48,6 +60,7 @@ class Cell:
     scenario: str
     target: float | None = None
     holds: bool = False
+    probes: bool = False
     options: tuple[tuple[str, float], ...] = ()
     part: tuple[float, float] | None = None
 
@@ -58,13 +71,15 @@ class Cell:
             words.append(f"{self.part[0]:g}..{self.part[1]:g} s")
         if self.holds:
             words.append(f"hold ≤ {HOLD_SECONDS_MAX:g} s")
+        if self.probes:
+            words.append("free probes")
         return ", ".join([self.scenario, *words])
 
 
 TARGETS: Final = (
     Cell(trace="conversation", scenario="healthy", target=1.002),
-    Cell(trace="conversation", scenario="flap10", target=1.016),
-    Cell(trace="conversation", scenario="flap30", target=1.038),
+    Cell(trace="conversation", scenario="flap10", target=1.016, probes=True),
+    Cell(trace="conversation", scenario="flap30", target=1.038, probes=True),
     Cell(trace="conversation", scenario="accounts4", target=1.005),
     Cell(trace="conversation", scenario="accounts8", target=1.010),
     Cell(trace="conversation", scenario="turbo2", target=1.002),
@@ -74,14 +89,16 @@ TARGETS: Final = (
     Cell(trace="agentic", scenario="accounts4", target=1.33, holds=True),
 )
 OTHERS: Final = (
-    *(Cell(trace="conversation", scenario=name, options=(("seed", 77),)) for name in ("flap10", "flap30")),
+    *(Cell(trace="conversation", scenario=name) for name in ("flap10", "flap30")),
+    *(Cell(trace="conversation", scenario=name, options=(("seed", 77),), probes=True) for name in ("flap10", "flap30")),
     *(Cell(trace="conversation", scenario="accounts4", options=(("q", each),)) for each in (0.0, 0.15, 0.3)),
     *(Cell(trace="conversation", scenario="accounts4", options=(("ttl", each),)) for each in (300.0, 3600.0)),
     *(Cell(trace="conversation", scenario=name) for name in ("cross-nocache", "cross-cache", "limited", "storm")),
     Cell(trace="conversation", scenario="flap30", part=(900.0, 2_700.0)),
     Cell(trace="conversation", scenario="accounts8", part=(900.0, 2_700.0)),
     Cell(trace="agentic", scenario="accounts4"),
-    *(Cell(trace="agentic", scenario=name) for name in ("flap10", "flap30", "cross-cache", "storm")),
+    *(Cell(trace="agentic", scenario=name) for name in ("cross-cache", "storm")),
+    *(Cell(trace="agentic", scenario=name, probes=True) for name in ("flap10", "flap30")),
     Cell(trace="agentic", scenario="cross-nocache", part=(0.0, 3_600.0)),
     Cell(trace="agentic", scenario="cross-nocache", part=(3_600.0, 7_200.0)),
     Cell(trace="agentic", scenario="cross-nocache", options=(("ttl", 300.0), ("q", 0.2))),
@@ -145,20 +162,28 @@ def catalogue_of(accounts: list[Any], terms: RoutingTerms) -> tuple[Catalogue, l
                 output=_usd(price.out),
                 cached_input=hit,
                 checked_at=date(2026, 3, 1),
-            )  # fmt: skip
+            )
         )
     catalogue = Catalogue(
-        providers=cards, models={MODEL: Model(name=MODEL)}, prices=PriceTable(prices), digest="", loaded_at=BEGINS,
+        providers=cards,
+        models={MODEL: Model(name=MODEL)},
+        prices=PriceTable(prices),
+        digest="",
+        loaded_at=BEGINS,
         routing=terms,
-    )  # fmt: skip
+    )
     return catalogue, [keys[id(each)] for each in accounts]
 
 
 class Ours:
     """The live core as one of the simulator's policies: it sees what a gateway sees, and no more."""
 
-    def __init__(self, *, holds: bool, policy: Policy = Policy.EXPECTED_COST) -> None:
+    def __init__(
+        self, *, block: int, holds: bool = False, probes: bool = False, policy: Policy = Policy.EXPECTED_COST
+    ) -> None:
         self.name = "ours+wait" if holds else "ours"
+        self._block = block
+        self._probes = probes
         self.max_wait = HOLD_SECONDS_MAX if holds else 0.0
         self._policy = policy
         self._terms = RoutingTerms(
@@ -180,7 +205,7 @@ class Ours:
     def _prompt(self, i: int) -> Prompt:
         """Every block is a boundary that is looked up; the first stands for tools and system message."""
         path = self.tr.path[i].tolist()
-        size = self.sim_module.BLOCK
+        size = self._block
         tokens = (*range(size, size * len(path), size), int(self.tr.inp[i]))
         digests = tuple(each + 1 for each in path)
         return Prompt(digests=digests or (UNSHARED | i,), tokens=tokens, family=digests[0] if digests else 0)
@@ -280,6 +305,138 @@ class Ours:
     def on_error(self, i: int, place: int, now: float) -> None:
         self.on_sent(i, place, now)
         self.beliefs.apply(Ended(self.attempts.pop(i), self._at(now), is_warm=False, is_failure=True))
+        if self._probes and self.sim.open_until[place] > now:
+            asked = now + PROBE_SECONDS
+            while self.sim.acc[place].is_down(asked):
+                asked += PROBE_SECONDS
+            self.sim.open_until[place] = asked
 
     def memory(self) -> int:
         return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a cell came to, in US$; ratios are to the bound of the same cell."""
+
+    trace: str
+    scenario: str
+    target: float | None
+    bound_usd: float
+    ours_usd: float
+    ours_ratio: float
+    study_ratio: float
+    list_price_ratio: float
+    hit_share: float
+    failures: int
+    held_seconds_mean: float
+
+    @property
+    def verdict(self) -> str:
+        if self.target is None:
+            return ""
+        return "ok" if self.ours_ratio <= self.target else "over"
+
+
+def run(cell: Cell) -> Outcome:
+    """One cell, in a process of its own: our core, the study's score, list price, and the bound."""
+    study = simulator()
+    assert not isinstance(study, str)
+    trace = study.load(cell.trace)
+    if cell.part is not None:
+        trace = trace.part(*cell.part, cell.trace)
+    options = {name: int(value) if name == "seed" else value for name, value in cell.options}
+    accounts = study.scenario(cell.scenario, trace, **options)
+    holding = {"max_wait": HOLD_SECONDS_MAX} if cell.holds else {}
+    policies = {
+        "ours": Ours(block=study.BLOCK, holds=cell.holds, probes=cell.probes),
+        "study": study.ExpectedCost("geo", name="study", **holding),
+        "list": study.Cheapest(),
+    }
+    found = {name: study.Simulator(trace, accounts).run(policy) for name, policy in policies.items()}
+    is_limited = any(min(each.rpm, each.tpm) < float("inf") for each in accounts)
+    least = min(each["usd"] for each in found.values()) * 0.99
+    wait = HOLD_SECONDS_MAX if cell.holds and is_limited else 0.0
+    bound = study.dp_bound(trace, accounts, iters=BOUND_ROUNDS, ub=least, wait=wait)[0]
+    ours = found["ours"]
+    return Outcome(
+        trace=cell.trace,
+        scenario=cell.name,
+        target=cell.target,
+        bound_usd=bound,
+        ours_usd=ours["usd"],
+        ours_ratio=ours["usd"] / bound,
+        study_ratio=found["study"]["usd"] / bound,
+        list_price_ratio=found["list"]["usd"] / bound,
+        hit_share=ours["hit"],
+        failures=ours["errors"],
+        held_seconds_mean=ours["wait_s"],
+    )
+
+
+def _table(outcomes: Sequence[Outcome]) -> Table:
+    table = Table(title="Spend, as a multiple of what no routing can beat")
+    for heading in ("traffic", "scenario"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("bound $", "ours $", "list price", "study", "ours", "reach", "", "failed", "held s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for each in outcomes:
+        reach = "" if each.target is None else f"≤ {each.target:.3f}"
+        table.add_row(
+            each.trace,
+            each.scenario,
+            f"{each.bound_usd:.2f}",
+            f"{each.ours_usd:.2f}",
+            f"{each.list_price_ratio:.3f}",
+            f"{each.study_ratio:.3f}",
+            f"{each.ours_ratio:.4f}",
+            reach,
+            each.verdict,
+            str(each.failures),
+            f"{each.held_seconds_mean:.2f}",
+        )
+    return table
+
+
+@click.command(context_settings={"max_content_width": 100})
+@click.option("--trace", type=click.Choice(TRACES), help="Only this traffic.")
+@click.option("--scenario", help="Only scenarios whose name begins so, such as accounts or flap30.")
+@click.option("--others", is_flag=True, help="Also seeds, parts, lifetimes and scenarios that have no target.")
+@click.option("--processes", type=click.IntRange(1, 64), default=2, show_default=True, help="Cells run side by side.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a cell, instead of the table.")
+def main(*, trace: str | None, scenario: str | None, others: bool, processes: int, as_json: bool) -> None:
+    """Measure our routing against the bounds; the exit status says whether every target is reached."""
+    console, errors = Console(width=None if sys.stdout.isatty() else PAGE_COLUMNS), Console(stderr=True)
+    if isinstance(study := simulator(), str):
+        errors.print(study)
+        sys.exit(1)
+    cells = [
+        each
+        for each in (*TARGETS, *(OTHERS if others else ()))
+        if (trace is None or each.trace == trace) and (scenario is None or each.scenario.startswith(scenario))
+    ]
+    if not cells:
+        errors.print("No cell is named so. Mend: leave --scenario out, or add --others.")
+        sys.exit(1)
+    done: dict[int, Outcome] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with (
+        Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress,
+        ProcessPoolExecutor(min(processes, len(cells))) as pool,
+    ):
+        task = progress.add_task("cells", total=len(cells))
+        running = {pool.submit(run, cell): place for place, cell in enumerate(cells)}
+        for future in as_completed(running):
+            done[running[future]] = future.result()
+            progress.advance(task)
+    outcomes = [done[place] for place in range(len(cells))]
+    if as_json:
+        for each in outcomes:
+            print(json.dumps({**asdict(each), "verdict": each.verdict}))
+    else:
+        console.print(_table(outcomes))
+    sys.exit(any(each.verdict == "over" for each in outcomes))
+
+
+if __name__ == "__main__":
+    main()

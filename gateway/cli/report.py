@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from gateway.adapters.postgres.reports import Reports
 from gateway.catalog import load
 from gateway.cli.asking import ask_ledger, asked_period
 from gateway.cli.common import CONFIG, JSON, expected_errors, fail, print_json, settings_with
+from gateway.cli.explaining import print_explained
 from gateway.cli.savings import print_savings, progress
 from gateway.cli.spend import print_spend
 from gateway.http.books import render_report
@@ -92,41 +91,4 @@ def explain(request_id: str, *, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    _print_explained(found)
-
-
-def _print_explained(found: dict[str, Any]) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
-    console.print(f"Request {found['request_id']}, cost {found['cost']} USD", highlight=False)
-    candidates = Table(title="Candidates", title_justify="left")
-    for name in ("provider", "account", "upstream_model", "expected_cost_usd", "state", "excluded"):
-        candidates.add_column(name, overflow="fold")
-    for each in found["candidates"]:
-        values = (each["provider"], each["account"], each["upstream_model"], each["expected_cost_usd"], each["state"])
-        candidates.add_row(*(_text(value) for value in values), each["excluded"] or "")
-    console.print(candidates)
-    for attempt in found["attempts"]:
-        lines = Table(title=_attempt_title(attempt), title_justify="left")
-        for name in ("class", "tokens", "usd_per_million", "cost"):
-            lines.add_column(name, justify="left" if name == "class" else "right")
-        for line in attempt["lines"]:
-            lines.add_row(line["class"], f"{line['tokens']:,}", str(line["usd_per_million"]), str(line["cost"]))
-        lines.add_row("total", "", "", str(attempt["cost"]))
-        console.print(lines)
-
-
-def _attempt_title(attempt: dict[str, Any]) -> str:
-    how = attempt["status"] + (f" ({attempt['error_type']})" if attempt["error_type"] else "")
-    served, asked = attempt["served_model"], attempt["upstream_model"]
-    by = "" if served in (None, asked) else f", answered by {served}"
-    flags = f", flagged {', '.join(attempt['flags'])}" if attempt["flags"] else ""
-    return (
-        f"Attempt {attempt['attempt']}: {attempt['provider']} ({attempt['account']}) {how}{by}, "
-        f"usage {attempt['usage_source']}, price {attempt['price_id']}{flags}"
-    )
-
-
-def _text(value: Any) -> str:
-    return "–" if value is None else str(value)
+    print_explained(found)

@@ -13,10 +13,10 @@ from typing import Final, NamedTuple, assert_never
 from gateway.core.continuation import Continuation, Outlook
 from gateway.core.happenings import Answered, Ended, Happening, Sent
 from gateway.core.limits import RateLimits
-from gateway.core.load import UNKNOWN_PACE, Failures, Load, Pace, moved
+from gateway.core.load import NO_FAILURES, UNKNOWN_PACE, Failures, Load, Pace, moved
 from gateway.core.prefix import Prompt, Turn
 from gateway.core.survival import UNKNOWN, Survival
-from gateway.core.warmth import BOUNDARIES_MAX, AccountKey, CacheKey, Match, Warmth
+from gateway.core.warmth import BOUNDARIES_MAX, NOTHING_EXPECTED, AccountKey, CacheKey, Expected, Match, Warmth
 
 ATTEMPTS_MAX: Final = 20_000
 """Attempts under way at most; the oldest is given up for lost."""
@@ -95,10 +95,13 @@ class Beliefs:
                 found[(provider, account)] = matches
         return found
 
-    def matches(self, cache: CacheKey, prompt: Prompt, now: float) -> tuple[Match, ...]:
-        """As ``warmth``, of one cache."""
+    def expected(self, cache: CacheKey, prompt: Prompt, now: float) -> Expected:
+        """What to expect of one cache for a prompt, by the survival learned of its provider."""
         warm = self._warm.get(cache)
-        return () if warm is None else warm.matches(prompt.digests, prompt.tokens, now)
+        if warm is None:
+            return NOTHING_EXPECTED
+        curve = self._survival.get((cache[0], cache[2]), UNKNOWN).curve(now)
+        return warm.expected(prompt.digests, prompt.tokens, now, curve) or NOTHING_EXPECTED
 
     def survival(self, provider: str, model: str, now: float) -> tuple[float, ...]:
         """The chance that a boundary is still cached, by age (``core.survival.AGES``)."""
@@ -123,9 +126,10 @@ class Beliefs:
         load = self._loads.get(account)
         return 0.0 if load is None else load.last_at
 
-    def failures(self, cache: CacheKey) -> Failures | None:
-        """How often attempts fail there; None = none was ever heard of."""
-        return self._failures.get(cache)
+    def failure_odds(self, cache: CacheKey, now: float) -> tuple[float, float]:
+        """The chance that the next attempt there fails, and the share of failures that are billed all the same."""
+        failures = self._failures.get(cache)
+        return NO_FAILURES if failures is None else failures.odds(now)
 
     @property
     def pace(self) -> Mapping[AccountKey, Pace]:

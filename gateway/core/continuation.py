@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -35,12 +36,19 @@ GROUPS_MAX: Final = 4_096
 PROMPTS_MAX: Final = 100_000
 
 
+CELLS: Final = tuple(
+    tuple(range(turn * SIZES_COUNT + size, TURNS * SIZES_COUNT, SIZES_COUNT) for size in range(SIZES_COUNT))
+    for turn in range(TURNS)
+)
+"""By turn and size: the cells from this turn on."""
+
+
 class Outlook(NamedTuple):
     """What is to come after this turn: the chance of another by turn from this one on, by age the share of gaps to
     the next one, and the tokens that each adds."""
 
     chances: tuple[float, ...]
-    gaps: tuple[float, ...]
+    gaps: Sequence[float]
     growth_tokens: float
 
 
@@ -74,11 +82,15 @@ class _Group:
         self.gap_count += 1.0
         self.grown += growth
 
-    def chance(self, cell: int) -> float:
-        parent = _chance_prior(cell) if self.parent is None else self.parent.chance(cell)
-        return min(CHANCE_MAX, (self.reuses[cell] + WEIGHT * parent) / (self.trials[cell] + WEIGHT))
+    def chances(self, cells: Sequence[int]) -> Sequence[float]:
+        parents = [PRIOR[cell] for cell in cells] if self.parent is None else self.parent.chances(cells)
+        trials, reuses = self.trials, self.reuses
+        return [
+            (reuses[cell] + WEIGHT * parent) / (trials[cell] + WEIGHT)
+            for cell, parent in zip(cells, parents, strict=True)
+        ]
 
-    def gap_shares(self) -> list[float]:
+    def gap_shares(self) -> Sequence[float]:
         parents = GAPS_PRIOR if self.parent is None else self.parent.gap_shares()
         whole = 1.0 / (self.gap_count + WEIGHT)
         return [(own + WEIGHT * theirs) * whole for own, theirs in zip(self.gaps, parents, strict=True)]
@@ -88,12 +100,8 @@ class _Group:
         return (self.grown + WEIGHT * parent) / (self.gap_count + WEIGHT)
 
 
-def _chance_prior(cell: int) -> float:
-    """The rule of succession: who has gone on k times goes on with chance (k + 1) / (k + 2)."""
-    turn = cell // SIZES_COUNT
-    return (turn + 1.0) / (turn + 2.0)
-
-
+PRIOR: Final = tuple((turn + 1.0) / (turn + 2.0) for turn in range(TURNS) for _ in range(SIZES_COUNT))
+"""The rule of succession: who has gone on k times goes on with chance (k + 1) / (k + 2)."""
 GAPS_PRIOR: Final = tuple(1.0 / 8 if index < 8 else 0.0 for index in range(AGES_COUNT))
 """Within five minutes, any age is as likely as any other."""
 
@@ -172,9 +180,10 @@ class Continuation:
         """What is to come, as far as this application, else its tenant, else everybody has taught."""
         group = self._groups.get((tenant, family)) or self._groups.get((tenant, None)) or self._everybody
         size = bisect_right(SIZES, tokens)
-        first = min(turn.number, TURNS - 1)
-        chances = tuple(group.chance(each * SIZES_COUNT + size) for each in range(first, TURNS))
-        return Outlook(chances, tuple(group.gap_shares()), group.growth())
+        cells = CELLS[min(turn.number, TURNS - 1)][size]
+        return Outlook(
+            tuple([min(CHANCE_MAX, each) for each in group.chances(cells)]), group.gap_shares(), group.growth()
+        )
 
     def _lose_patience(self, now: float) -> None:
         waiting = self._waiting

@@ -25,6 +25,7 @@ class Pace:
 
 
 UNKNOWN_PACE: Final = Pace(first_chunk_seconds=0.0, tokens_per_second=float("inf"))
+NO_FAILURES: Final = (0.0, 0.0)
 
 
 class Load:
@@ -107,17 +108,13 @@ class Failures:
             self._failed_ever += 1
             self._billed += is_billed
 
-    def probability(self, now: float) -> float:
-        """That the next attempt fails; fades to 0 while nothing is heard."""
+    def odds(self, now: float) -> tuple[float, float]:
+        """The chance that the next attempt fails, fading while nothing is heard; and of the failures, the share that
+        read the prompt first: it is billed all the same. 0 to start."""
         if not self._failed:
-            return 0.0
+            return NO_FAILURES
         kept = 0.5 ** (max(0.0, now - self._at) / HALF_LIFE_SECONDS)
-        return float(self._failed * kept / (self._attempts * kept + TRUST))
-
-    @property
-    def billed_share(self) -> float:
-        """Of the failures, those that read the prompt first: it is billed all the same. 0 to start."""
-        return self._billed / self._failed_ever if self._failed_ever else 0.0
+        return (self._failed * kept / (self._attempts * kept + TRUST), self._billed / self._failed_ever)
 
 
 def moved(before: Pace, *, first_chunk_seconds: float | None, tokens_per_second: float) -> Pace:

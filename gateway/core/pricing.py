@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -20,6 +20,19 @@ from gateway.core.usage import Meter, Usage
 
 DEFAULT_CACHE_TTL: Final = "5m"
 """The cache lifetime a provider applies, and charges, when a request names none (providers §1.9)."""
+
+
+class Units(NamedTuple):
+    """What a token costs, in pico-dollars: read by the model (and written to its cache), cached, answered."""
+
+    uncached: int
+    cached: int
+    output: int
+
+    def cost_pico(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> int:
+        return (
+            self.uncached * (input_tokens - cached_tokens) + self.cached * cached_tokens + self.output * output_tokens
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +53,8 @@ class Price:
     """Stable name of this row: pair, date and a digest of its amounts, so that an edited row is another id."""
     input_max: UnitPrice = field(init=False, compare=False)
     """The dearest that a token of input may be, but for what is written into a cache."""
+    usual_units: Units = field(init=False, compare=False)
+    """Where nothing is charged for writing a cache."""
 
     def __post_init__(self) -> None:
         assert self.effective_from.tzinfo is not None
@@ -48,6 +63,9 @@ class Price:
         digest = hashlib.sha256("|".join(amounts).encode()).hexdigest()[:8]
         start = self.effective_from.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         object.__setattr__(self, "input_max", max(self.input, self.cached_input or self.input))
+        cached = self.input if self.cached_input is None else self.cached_input
+        usual = Units(self.input.pico_per_token, cached.pico_per_token, self.output.pico_per_token)
+        object.__setattr__(self, "usual_units", usual)
         object.__setattr__(self, "price_id", f"{self.provider}/{self.model}@{start}#{digest}")
 
     def unit(self, meter: Meter, *, cache_ttl: str = DEFAULT_CACHE_TTL) -> UnitPrice:
@@ -61,6 +79,12 @@ class Price:
                 return (self.cache_write or {}).get(cache_ttl, self.input)
             case Meter.OUTPUT:
                 return self.output
+
+    def units(self, *, cache_ttl: str = DEFAULT_CACHE_TTL) -> Units:
+        """All three at once. What a provider that charges for it does not find in its cache, it writes there."""
+        if not self.cache_write:
+            return self.usual_units
+        return self.usual_units._replace(uncached=self.unit(Meter.CACHE_WRITE, cache_ttl=cache_ttl).pico_per_token)
 
 
 class LineItem(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
+from gateway.core.survival import PRIOR, age_index
+
 PER_OCTAVE: Final = 4
 """Buckets per doubling of the age: a cache's expiry is somewhere in one of them, and is blurred by a fifth of it."""
 OCTAVES: Final = 17  # from one second to a day and a half
@@ -23,8 +25,6 @@ PRIOR_EVIDENCE: Final = 4.0
 """A bucket with few bills borrows from its octave, as much as so many bills would say; an octave from the prior."""
 NEVER: Final = math.inf
 """The age of what was not seen to be used before."""
-PRIOR: Final = ((300.0, 0.95), (420.0, 0.7), (600.0, 0.5), (900.0, 0.2), (1e9, 0.02), (NEVER, 0.0))
-"""What is believed of a provider that nobody has used: most caches live for five to fifteen minutes."""
 
 
 class Segment(NamedTuple):
@@ -42,9 +42,8 @@ def bucket_of(age: float) -> int:
 
 
 def _prior_of(bucket: int) -> float:
-    """The prior in the middle of a bucket."""
-    age = NEVER if bucket == GAP else 2.0 ** ((bucket - 0.5) / PER_OCTAVE)
-    return next(share for until, share in PRIOR if age <= until)
+    """What the router believes of a provider that nobody has used yet, in the middle of a bucket."""
+    return 0.0 if bucket == GAP else PRIOR[age_index(2.0 ** ((bucket - 0.5) / PER_OCTAVE))]
 
 
 PRIOR_SHARES: Final = tuple(_prior_of(bucket) for bucket in range(BUCKETS))

@@ -23,7 +23,7 @@ from gateway.core.money import Money
 from gateway.core.policies import order_of
 from gateway.core.prefix import Prompt, Turn
 from gateway.core.pricing import Price
-from gateway.core.scoring import Offer, scored, units_of
+from gateway.core.scoring import Offer, scored
 from gateway.core.validity import Validity
 
 HealthOf = Callable[[Subject], Health]
@@ -146,29 +146,20 @@ def _candidates(
     turn: Turn,
 ) -> list[Candidate]:
     """Every seat with its limits and, where it has a price, its score and expected cost."""
+    beliefs, now = circumstances.beliefs, circumstances.now.timestamp()
     soon = circumstances.now + SOON
     limits = [limits_of_account(seat.account) for seat in seats]
-    scores = iter(
-        scored(
-            [
-                Offer(
-                    (seat.card.name, seat.account.name, seat.deployment.model),
-                    units_of(seat.price, request.cache_ttl),
-                    limit,
-                    circumstances.answer_length.expected(seat.output_limit) * request.n,
-                    seat.bar is None or (seat.bar.until is not None and seat.bar.until <= soon),
-                )
-                for seat, limit in zip(seats, limits, strict=True)
-                if seat.price is not None
-            ],
-            prompt,
-            turn,
-            circumstances.beliefs,
-            tenant=principal.tenant,
-            terms=circumstances.catalogue.routing,
-            now=circumstances.now.timestamp(),
-        )
-    )
+    offers = []
+    for seat, limit in zip(seats, limits, strict=True):
+        if seat.price is None:
+            continue
+        key = (seat.card.name, seat.account.name, seat.deployment.model)
+        is_open = seat.bar is None or (seat.bar.until is not None and seat.bar.until <= soon)
+        output_tokens = circumstances.answer_length.expected(seat.output_limit) * request.n
+        units = seat.price.units(cache_ttl=request.cache_ttl)
+        offers.append(Offer(key, units, limit, output_tokens, is_open, *beliefs.failure_odds(key, now)))
+    terms, tenant = circumstances.catalogue.routing, principal.tenant
+    scores = iter(scored(offers, prompt, turn, beliefs, tenant=tenant, terms=terms, now=now))
     found = []
     for seat, limit in zip(seats, limits, strict=True):
         score, cost_pico = (None, None) if seat.price is None else next(scores)

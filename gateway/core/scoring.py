@@ -2,7 +2,7 @@
 
     E = C + f (b C + k + what the next best costs more)      C = uncached (I - H) + cached H + output O
     W = r min over whom the next turn may go to of (its cost there + W one turn later)
-    L = uncached ((u - 0.6) / 0.4)^4 (I + O)                 u = the account's utilisation, from 0.6 on
+    L = uncached ((u - 0.6) / 0.4)^2 (I + O)                 u = the account's utilisation, from 0.6 on
 
 H, the cached tokens to expect, adds up the prompt between the boundaries found, each with the chance that it is still
 there. A score orders candidates; it is float USD and never charged. The choice is the least E + W + L.
@@ -10,8 +10,8 @@ there. A score orders candidates; it is float USD and never charged. The choice 
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from math import inf
 from operator import mul
 from typing import Final, NamedTuple
 
@@ -22,36 +22,14 @@ from gateway.core.exchange import Score
 from gateway.core.limits import RateLimits
 from gateway.core.money import PICO_PER_USD
 from gateway.core.prefix import Prompt, Turn
-from gateway.core.pricing import Price
-from gateway.core.survival import AGES
-from gateway.core.usage import Meter
+from gateway.core.pricing import Units
 from gateway.core.warmth import CacheKey
 
 TURNS_AHEAD: Final = 10
 """Turns that are looked ahead: by then a lead of one cache over another has paid, or the conversation has ended."""
 QUOTA_FROM: Final = 0.6
 """Below this utilisation an account's quota is worth nothing: a burst still finds room."""
-QUOTA_STEEPNESS: Final = 4
-
-
-class Units(NamedTuple):
-    """What a token costs here, in pico-dollars: read by the model (and written to its cache); cached; answered."""
-
-    uncached: int
-    cached: int
-    output: int
-
-    def cost_pico(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> int:
-        return (
-            self.uncached * (input_tokens - cached_tokens) + self.cached * cached_tokens + self.output * output_tokens
-        )
-
-
-def units_of(price: Price, cache_ttl: str) -> Units:
-    """Where a provider charges for writing its cache, what it does not find there is written."""
-    uncached = price.unit(Meter.CACHE_WRITE, cache_ttl=cache_ttl)
-    cached = price.unit(Meter.CACHE_READ)
-    return Units(uncached.pico_per_token, cached.pico_per_token, price.output.pico_per_token)
+QUOTA_STEEPNESS: Final = 2
 
 
 class Offer(NamedTuple):
@@ -62,6 +40,8 @@ class Offer(NamedTuple):
     limits: RateLimits
     output_tokens: int
     is_open: bool
+    failure_probability: float = 0.0
+    billed_share: float = 0.0
 
 
 class Scored(NamedTuple):
@@ -83,35 +63,34 @@ def scored(
 ) -> list[Scored]:
     """The scores of all offers for one prompt, in their order."""
     input_tokens = prompt.tokens[-1]
-    warm = [_expected_hit(offer, prompt, beliefs, now) for offer in offers]
+    warm = [beliefs.expected(offer.cache, prompt, now) for offer in offers]
     costs = [
         offer.units.cost_pico(input_tokens, hit.cached_tokens, offer.output_tokens)
         for offer, hit in zip(offers, warm, strict=True)
     ]
-    least, second, first = _two_least(offers, costs)
     outlook = beliefs.outlook(turn, input_tokens, tenant=tenant, family=prompt.family)
     futures = _futures(offers, outlook, input_tokens, beliefs, now)
     chance = outlook.chances[0]
     found = []
-    for index, (offer, hit, cost_pico) in enumerate(zip(offers, warm, costs, strict=True)):
-        provider, account, _ = offer.cache
+    for index, offer in enumerate(offers):
+        hit, cost_pico = warm[index], costs[index]
         cost = cost_pico / PICO_PER_USD
-        probability = failure_usd = 0.0
-        failures = beliefs.failures(offer.cache)
-        if failures is not None and (probability := failures.probability(now)):
-            elsewhere = second if index == first else least
-            dearer = 0.0 if elsewhere is None else max(0, elsewhere - cost_pico) / PICO_PER_USD
-            failure_usd = probability * (failures.billed_share * cost + terms.failure_usd + dearer)
-        utilisation = beliefs.utilisation((provider, account), offer.limits, now)
-        quota_usd = _quota_usd(offer, utilisation, input_tokens)
-        future_usd = futures[provider, offer.units]
+        failure_usd = 0.0
+        if offer.failure_probability:
+            dearer = _dearer_pico(offers, costs, index) / PICO_PER_USD
+            failure_usd = offer.failure_probability * (offer.billed_share * cost + terms.failure_usd + dearer)
+        utilisation = quota_usd = 0.0
+        if not offer.limits.are_none:
+            utilisation = beliefs.utilisation(offer.cache[:2], offer.limits, now)
+            quota_usd = _quota_usd(offer, utilisation, input_tokens)
+        future_usd = futures[index]
         score = Score(
             matched_tokens=hit.matched_tokens,
             matched_age_seconds=hit.matched_age,
-            hit_probability=hit.probability,
+            hit_probability=hit.hit_probability,
             expected_cached_tokens=hit.cached_tokens,
             request_usd=cost,
-            failure_probability=probability,
+            failure_probability=offer.failure_probability,
             failure_usd=failure_usd,
             next_turn_probability=chance,
             future_usd=future_usd,
@@ -123,43 +102,10 @@ def scored(
     return found
 
 
-class _Hit(NamedTuple):
-    matched_tokens: int
-    matched_age: float
-    probability: float
-    cached_tokens: int
-
-
-_MISS: Final = _Hit(0, 0.0, 0.0, 0)
-
-
-def _expected_hit(offer: Offer, prompt: Prompt, beliefs: Beliefs, now: float) -> _Hit:
-    """Between two boundaries, the tokens are cached as surely as the deeper one is."""
-    matches = beliefs.matches(offer.cache, prompt, now)
-    if not matches:
-        return _MISS
-    provider, _, model = offer.cache
-    curve = beliefs.survival(provider, model, now)
-    expected, before, chance = 0.0, 0, 0.0
-    for tokens, age in matches:
-        chance = curve[bisect_left(AGES, age)]
-        expected += (tokens - before) * chance
-        before = tokens
-    return _Hit(before, age, chance, int(expected))
-
-
-def _two_least(offers: Sequence[Offer], costs: Sequence[int]) -> tuple[int | None, int | None, int]:
-    """The least cost among open offers, the second least, and the index of the first."""
-    least = second = None
-    first = -1
-    for index, (offer, cost) in enumerate(zip(offers, costs, strict=True)):
-        if not offer.is_open:
-            continue
-        if least is None or cost < least:
-            least, second, first = cost, least, index
-        elif second is None or cost < second:
-            second = cost
-    return least, second, first
+def _dearer_pico(offers: Sequence[Offer], costs: Sequence[int], index: int) -> int:
+    """What the cheapest other one that is open costs more than this one; never less: a failure saves nothing."""
+    others = [cost for place, cost in enumerate(costs) if place != index and offers[place].is_open]
+    return max(0, min(others) - costs[index]) if others else 0
 
 
 def _quota_usd(offer: Offer, utilisation: float, input_tokens: int) -> float:
@@ -171,41 +117,62 @@ def _quota_usd(offer: Offer, utilisation: float, input_tokens: int) -> float:
     return float(offer.units.uncached * tokens * pressure**QUOTA_STEEPNESS / PICO_PER_USD)
 
 
-def _futures(
-    offers: Sequence[Offer], outlook: Outlook, input_tokens: int, beliefs: Beliefs, now: float
-) -> dict[tuple[str, Units], float]:
-    """By provider and prices: what the further turns cost if one of its accounts holds the cache after this one.
+def _futures(offers: Sequence[Offer], outlook: Outlook, input_tokens: int, beliefs: Beliefs, now: float) -> list[float]:
+    """By offer: what the further turns cost if this account holds the cache after this one; the same for all accounts
+    of a provider.
 
     When the next turn comes it is known whether the cache lived: if it did, the turn stays or goes to whoever is
     cheapest cold; if it did not, it goes there anyhow. Backwards from the last turn that is looked at.
     """
-    growth, output = outlook.growth_tokens, float(max((offer.output_tokens for offer in offers), default=0))
-    keys: list[tuple[str, Units]] = []
-    columns: list[tuple[float, float, float, float, bool]] = []
+    places: dict[tuple[str, Units], int] = {}
+    columns: list[tuple[float, float, float, float]] = []
+    opened: set[int] = set()
+    of_offer = []
     for offer in offers:
         key = (offer.cache[0], offer.units)
-        if key in keys:
-            if offer.is_open and not columns[keys.index(key)][4]:
-                columns[keys.index(key)] = (*columns[keys.index(key)][:4], True)
-            continue
-        keys.append(key)
-        uncached, cached, answer = (unit / PICO_PER_USD for unit in offer.units)
-        lives = sum(map(mul, outlook.gaps, beliefs.survival(offer.cache[0], offer.cache[2], now)))
-        columns.append((uncached, uncached - cached, answer * output, lives, offer.is_open))
-    if not any(column[4] for column in columns):
-        return dict.fromkeys(keys, 0.0)
+        place = places.get(key)
+        if place is None:
+            place = places[key] = len(columns)
+            lives = sum(map(mul, outlook.gaps, beliefs.survival(offer.cache[0], offer.cache[2], now)))
+            uncached, cached, answer = offer.units
+            columns.append(
+                (
+                    uncached / PICO_PER_USD,
+                    (uncached - cached) / PICO_PER_USD,
+                    answer * offer.output_tokens / PICO_PER_USD,
+                    lives,
+                )
+            )
+        if offer.is_open:
+            opened.add(place)
+        of_offer.append(place)
     futures = [0.0] * len(columns)
-    last = len(outlook.chances) - 1
-    for ahead in range(TURNS_AHEAD, 0, -1):
-        chance = outlook.chances[min(ahead - 1, last)]
-        held = input_tokens + (ahead - 1) * growth
-        cold = [
-            uncached * (held + growth) + answer + later
-            for (uncached, _, answer, _, _), later in zip(columns, futures, strict=True)
-        ]
-        anywhere = min(each for each, column in zip(cold, columns, strict=True) if column[4])
-        futures = [
-            chance * (anywhere - lives * max(0.0, anywhere - (each - saving * held)))
-            for each, (_, saving, _, lives, _) in zip(cold, columns, strict=True)
-        ]
-    return dict(zip(keys, futures, strict=True))
+    if opened:
+        _look_ahead(columns, opened, outlook, input_tokens, futures)
+    return [futures[place] for place in of_offer]
+
+
+def _look_ahead(
+    columns: Sequence[tuple[float, float, float, float]],
+    opened: Collection[int],
+    outlook: Outlook,
+    input_tokens: int,
+    futures: list[float],
+) -> None:
+    """Fills ``futures``, by column. A column is what a token costs uncached, what it saves cached, the answer's cost,
+    and the chance that its cache lives until the next turn. Plain loops: this runs for every request."""
+    growth, chances = outlook.growth_tokens, outlook.chances
+    last = len(chances) - 1
+    cold = futures.copy()
+    for ahead in range(TURNS_AHEAD - 1, -1, -1):
+        chance = chances[ahead if ahead < last else last]
+        held = input_tokens + ahead * growth
+        prompt = held + growth
+        anywhere = inf
+        for place, (uncached, _, answer, _) in enumerate(columns):
+            cost = cold[place] = uncached * prompt + answer + futures[place]
+            if cost < anywhere and place in opened:
+                anywhere = cost
+        for place, (_, saving, _, lives) in enumerate(columns):
+            gain = anywhere - cold[place] + saving * held
+            futures[place] = chance * (anywhere - lives * gain if gain > 0 else anywhere)

@@ -22,6 +22,7 @@ from gateway.core.prefix import Prompt
 from gateway.core.pricing import Price
 from gateway.core.retention import BUCKETS, NEVER, Evidence, Segment, bucket_of
 from gateway.core.usage import Meter
+from gateway.core.warmth import Warmth
 
 LIST_PRICE: Final = "list price"
 """The baseline that always takes the lowest sum of input and output list price, as if there were no caches."""
@@ -59,39 +60,31 @@ class PastRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Index:
-    """When each boundary was last used at one cache. What is used in one moment is not there before the next, so the
-    order of requests within a moment does not matter."""
+    """A cache's warmth, in moments: what is used in one moment is not there before the next, so the order of requests
+    within a moment does not matter."""
 
-    __slots__ = ("_boundaries_max", "_moment", "_pending", "_used")
+    __slots__ = ("_moment", "_pending", "_warmth")
 
     def __init__(self, boundaries_max: int = BOUNDARIES_MAX) -> None:
-        self._boundaries_max = boundaries_max
-        self._used: dict[int, float] = {}
+        self._warmth = Warmth(boundaries_max=boundaries_max)
         self._pending: list[tuple[int, ...]] = []
         self._moment = 0.0
 
     def __len__(self) -> int:
-        return len(self._used)
+        return len(self._warmth)
 
     def segments(self, digests: Sequence[int], tokens: Sequence[int], at: float) -> list[Segment]:
-        """What of a prompt was used before, shallow to deep, and what follows up to the next boundary. Using a deeper
-        boundary uses the ones before it."""
+        """What of a prompt was used before, shallow to deep, and what follows up to the next boundary."""
         self._until(at)
-        found: list[tuple[int, float]] = []
-        youngest = NEVER
-        for digest, count in zip(reversed(digests), reversed(tokens), strict=True):
-            used = self._used.get(digest)
-            if used is not None:
-                youngest = min(youngest, at - used)
-                found.append((count, youngest))
-            elif youngest == NEVER:
-                found[:] = [(count, NEVER)]
         segments: list[Segment] = []
         depth = 0
-        for count, age in reversed(found):
-            if count > depth:
-                segments.append(Segment(count - depth, age))
-                depth = count
+        for match in self._warmth.matches(digests, tokens, at):
+            if match.tokens > depth:
+                segments.append(Segment(match.tokens - depth, match.age))
+                depth = match.tokens
+        beyond = next((count for count in tokens if count > depth), depth)
+        if beyond > depth:
+            segments.append(Segment(beyond - depth, NEVER))
         return segments
 
     def use(self, digests: tuple[int, ...], at: float) -> None:
@@ -103,13 +96,9 @@ class Index:
         if at == self._moment:
             return
         for digests in self._pending:
-            for digest in digests:
-                self._used.pop(digest, None)
-                self._used[digest] = self._moment
+            self._warmth.touch(digests, self._moment)
         self._pending.clear()
         self._moment = at
-        while len(self._used) > self._boundaries_max:
-            del self._used[next(iter(self._used))]
 
 
 class Tally:

@@ -5,9 +5,12 @@ One book per cache, that is per provider, account and model: no provider shares 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final, NamedTuple
+
+from gateway.core.survival import AGES
 
 AccountKey = tuple[str, str]
 """Provider and account."""
@@ -29,6 +32,19 @@ class Match(NamedTuple):
 
     tokens: int
     age: float
+
+
+class Expected(NamedTuple):
+    """The deepest boundary found, its age, the chance that it is still cached; and the tokens of the whole prompt that
+    will be billed as cached, each with its chance."""
+
+    matched_tokens: int
+    matched_age: float
+    hit_probability: float
+    cached_tokens: int
+
+
+NOTHING_EXPECTED: Final = Expected(0, 0.0, 0.0, 0)
 
 
 def worth_remembering(count: int) -> tuple[int, ...]:
@@ -72,11 +88,37 @@ class Warmth:
                 else:
                     self._used_at[digest] = last
 
-    def matches(self, digests: Sequence[int], tokens: Sequence[int], now: float) -> tuple[Match, ...]:
-        """The boundaries of a prompt that are remembered here, shallow to deep.
+    def expected(
+        self, digests: Sequence[int], tokens: Sequence[int], now: float, curve: Sequence[float]
+    ) -> Expected | None:
+        """What to expect of this cache for a prompt, None = nothing of it is remembered. ``curve`` is the chance by
+        age that a boundary is still there; between two boundaries the tokens are as sure as the deeper one is, and
+        what is deeper was read together with all that is before it: a prefix is never older than what extends it."""
+        get = self._used_at.get
+        latest = now - REMEMBERED_SECONDS
+        matched = top = 0
+        matched_age = matched_chance = chance = cached = 0.0
+        index = len(digests)
+        for digest in reversed(digests):
+            index -= 1
+            at = get(digest)
+            if at is None or at <= latest:
+                continue
+            latest = at
+            age = now - at if at < now else 0.0
+            if matched:
+                cached += (top - tokens[index]) * chance
+                chance = curve[bisect_left(AGES, age)]
+            else:
+                matched, matched_age = tokens[index], age
+                chance = matched_chance = curve[bisect_left(AGES, age)]
+            top = tokens[index]
+        if not matched:
+            return None
+        return Expected(matched, matched_age, matched_chance, int(cached + top * chance))
 
-        What is deeper was read together with all that is before it: a prefix is never older than what extends it.
-        """
+    def matches(self, digests: Sequence[int], tokens: Sequence[int], now: float) -> tuple[Match, ...]:
+        """The boundaries of a prompt that are remembered here, shallow to deep, each as young as what extends it."""
         get = self._used_at.get
         found = [(depth, at) for depth, at in zip(tokens, map(get, digests), strict=True) if at is not None]
         if not found:

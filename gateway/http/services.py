@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from gateway.core.grants import Administrator
 from gateway.core.refusal import Refusal, RefusalCode, RefusedError
 from gateway.http.relay import BODY_SECONDS_MAX, OpenExchanges
+from gateway.http.savings import REQUESTS_MAX
 from gateway.pipeline.conduct import Conductor
 from gateway.pipeline.ports import Administration, MoneyReports
 
@@ -48,6 +49,7 @@ class Services:
     exchanges: OpenExchanges = field(default_factory=OpenExchanges)
     keys_changed: Callable[[], Awaitable[None]] = _nothing_to_do
     body_seconds_max: float = BODY_SECONDS_MAX
+    savings_requests_max: int = REQUESTS_MAX
     stopping: bool = False
 
     def refuse_while_stopping(self) -> None:

@@ -75,6 +75,8 @@ CONTENT: Final = {
     "special_tokens": "the tool call leaks into the content as special tokens",
     "empty_content": "reasoning uses up the output limit: finish `length`, no content",
     "invalid_tool_arguments": "`mode` = truncated (not JSON) | schema (JSON that breaks the schema)",
+    "unknown_function": "the tool calls name functions that the request does not have",
+    "false_finish": "finish `stop` though tools are called",
     "no_reasoning": "no reasoning field at all",
 }
 KINDS: Final = REFUSALS | TIMING | CUTS | FORM | USAGE | CONTENT

@@ -323,6 +323,11 @@ def _bend(choice: Choice, struck: Struck) -> Choice:
         choice = _leaked(choice)
     if "invalid_tool_arguments" in struck:
         choice = _wrong_arguments(choice, truncated=struck["invalid_tool_arguments"].mode != "schema")
+    if "unknown_function" in struck:
+        calls = tuple(ToolCall(call.id, f"functions_{call.name}", call.arguments) for call in choice.tool_calls)
+        choice = _calling(choice, calls)
+    if "false_finish" in struck and choice.tool_calls:
+        choice = msgspec.structs.replace(choice, finish_reason="stop")
     if "think_in_content" in struck and choice.reasoning is not None:
         text = f"<think>{choice.reasoning.string()}</think>{choice.content.string()}"
         content = Text(0, choice.reasoning.tokens + choice.content.tokens, text)
@@ -352,6 +357,11 @@ def _wrong_arguments(choice: Choice, *, truncated: bool) -> Choice:
         ToolCall(call.id, call.name, call.arguments[:-1] if truncated else '{"unexpected":[1]}')
         for call in choice.tool_calls
     )
+    return _calling(choice, calls)
+
+
+def _calling(choice: Choice, calls: tuple[ToolCall, ...]) -> Choice:
+    """The choice with other calls, and what those cost."""
     change = sum(call.tokens for call in calls) - sum(call.tokens for call in choice.tool_calls)
     return msgspec.structs.replace(choice, tool_calls=calls, completion_tokens=choice.completion_tokens + change)
 

@@ -54,22 +54,42 @@ TOOLS = [
 ]
 
 
+async def tool_calls_of(house: House, provider: str) -> tuple[float, dict[str, float]]:
+    """How many answers of a provider were checked, and their faults."""
+    states = {state["provider"]: state for state in (await house.admin("GET", "/providers")).json()["data"]}
+    found = states[provider]["tool_calls"].get("kimi-k2-thinking", {"checked": 0.0, "valid_share": 1.0, "faults": {}})
+    assert found["valid_share"] == pytest.approx(
+        1 - sum(found["faults"].values()) / max(1.0, found["checked"]), abs=0.05
+    )
+    return found["checked"], found["faults"]
+
+
+async def counted(house: House, name: str, labels: str) -> float:
+    """The value of one sample, 0 where it is not there yet."""
+    sample = f"{name}{{{labels}}} "
+    lines = (await house.client.get("/metrics")).text.splitlines()
+    return next((float(line.removeprefix(sample)) for line in lines if line.startswith(sample)), 0.0)
+
+
 async def test_tool_calls_that_are_wrong(house: House):
     """What each provider answers wrong is told by model, counted by reason, and flagged in its row; no content is."""
-    fault = Fault(kind="invalid_tool_arguments", mode="schema", count=1)
-    house.simulators["evolink"].faults.add(fault, now=0.0)
+    pair = 'model="kimi-k2-thinking",provider="evolink"'
+    checked, invalid = "gateway_tool_call_answers_checked_total", "gateway_tool_call_answers_invalid_total"
+    reason = f'{pair},reason="schema_violated"'
+    before = [await counted(house, checked, pair), await counted(house, invalid, reason)]
+    seen, faults = await tool_calls_of(house, "evolink")
+    house.simulators["evolink"].faults.add(Fault(kind="invalid_tool_arguments", mode="schema", count=1), now=0.0)
     wrong = await house.ask(chat("Weather?", tools=TOOLS))
     right = await house.ask(chat("Weather?", tools=TOOLS, stream=True))
     assert (wrong.status_code, right.status_code) == (200, 200)
-    states = {state["provider"]: state for state in (await house.admin("GET", "/providers")).json()["data"]}
-    (calls,) = states["evolink"]["tool_calls"].values()
-    assert calls == {"checked": 2.0, "valid_share": 0.5, "faults": {"schema_violated": 1.0}}
-    assert states["moonshot"]["tool_calls"] == {}
-    metrics = (await house.client.get("/metrics")).text
-    pair = 'model="kimi-k2-thinking",provider="evolink"'
-    assert f"gateway_tool_call_answers_checked_total{{{pair}}} 2.0" in metrics
-    assert f'gateway_tool_call_answers_invalid_total{{{pair},reason="schema_violated"}} 1.0' in metrics
-    assert "get_weather" not in metrics
+    after, now_faulty = await tool_calls_of(house, "evolink")
+    assert after - seen == pytest.approx(2, abs=0.2)
+    assert now_faulty["schema_violated"] - faults.get("schema_violated", 0) == pytest.approx(1, abs=0.2)
+    assert [await counted(house, checked, pair), await counted(house, invalid, reason)] == [
+        before[0] + 2,
+        before[1] + 1,
+    ]
+    assert "get_weather" not in (await house.client.get("/metrics")).text
 
     async def explained():
         answer = await house.admin("GET", f"/requests/{wrong.headers['x-request-id']}")
@@ -77,6 +97,25 @@ async def test_tool_calls_that_are_wrong(house: House):
 
     (attempt,) = await eventually(explained)
     assert attempt["flags"] == ["tool_calls_checked", "schema_violated"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (Fault(kind="unknown_function", count=1), "unknown_function"),
+        (Fault(kind="false_finish", count=1), "finish_reason_false"),
+        (Fault(kind="special_tokens", count=1), "special_tokens_leaked"),
+        (Fault(kind="invalid_tool_arguments", mode="truncated", count=1), "arguments_not_json"),
+    ],
+)
+async def test_every_fault_of_a_tool_call_has_its_reason(house: House, fault: Fault, reason: str):
+    """As the simulated provider makes it, so it is counted."""
+    _, before = await tool_calls_of(house, "evolink")
+    house.simulators["evolink"].faults.add(fault, now=0.0)
+    await house.ask(chat("Weather?", tools=TOOLS, stream=True))
+    _, after = await tool_calls_of(house, "evolink")
+    new = {name: round(weight - before.get(name, 0.0)) for name, weight in after.items()}
+    assert {name: weight for name, weight in new.items() if weight} == {reason: 1}
 
 
 async def test_an_answer_of_another_model(house: House):

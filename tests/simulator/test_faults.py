@@ -407,6 +407,22 @@ def test_tool_arguments_can_be_wrong(direct, ask, mode):
     assert simulator.bill.lines[0].output_tokens == reply["usage"]["completion_tokens"]
 
 
+def test_a_call_of_a_function_that_nobody_has(direct, ask):
+    """The arguments are right, the name is not; the tokens billed are those told."""
+    simulator = struck(direct, "unknown_function")
+    reply = direct.ask(simulator, ask(tools=[TOOL])).json
+    called = reply["choices"][0]["message"]["tool_calls"][0]["function"]
+    assert called["name"] not in {TOOL["function"]["name"]}
+    assert "city" in json.loads(called["arguments"])
+    assert simulator.bill.lines[0].output_tokens == reply["usage"]["completion_tokens"]
+
+
+def test_an_answer_that_calls_and_says_stop(direct, ask):
+    """Only where tools are called."""
+    choice = direct.ask(struck(direct, "false_finish"), ask(tools=[TOOL])).json["choices"][0]
+    assert (choice["finish_reason"], len(choice["message"]["tool_calls"])) == ("stop", 1)
+
+
 def test_every_kind_is_described_once():
     """The kinds a client may set are those that this file tries out."""
     parts = (REFUSALS, TIMING, CUTS, FORM, USAGE, CONTENT)

@@ -140,7 +140,17 @@ def test_an_estimated_usage_warms_the_cache_and_teaches_nothing():
     near = baseline(report(*turns), "near")
     assert near.accuracy is not None
     assert near.accuracy.requests == 1
+    assert near.accuracy.cached_tokens_predicted == 950  # the prior: no other group of conversations has a bill
     assert near.cost_low < near.actual
+
+
+def test_every_account_has_a_cache_of_its_own():
+    """What one account was sent says nothing of another: a cold answer there is not held against the provider."""
+    turns = [request(1, 0, "near", FIRST), request(2, 60, "near", SECOND, account="other")]
+    near = baseline(report(*turns), "near")
+    assert near.accuracy is not None
+    assert near.accuracy.cached_tokens_predicted == 0
+    assert near.cost == usd("0.0034") - usd("0.000855")
 
 
 # -- the index ---------------------------------------------------------------------------------------------------------

@@ -108,6 +108,8 @@ class Reports:
             "request_id": request_id,
             "model": planned.get("model"),
             "input_tokens_estimate": planned.get("input_tokens_estimate"),
+            "policy": planned.get("policy", "expected_cost"),
+            "turn": planned.get("turn"),
             "candidates": planned.get("candidates", []),
             "attempts": attempts,
             "cost": decimal_text(sum(row["cost_pico"] for row in rows)),

@@ -14,7 +14,7 @@ from litestar.response import Stream
 from gateway.http.admin.answers import FLUSH_SECONDS, checked, found, invalid, stored
 from gateway.http.admin.guards import readers, who
 from gateway.http.books import MEDIA_TYPES, Form, Row, period, render_ledger, render_report
-from gateway.http.savings import REQUESTS_MAX, TooManyRequestsError, counted, rendered
+from gateway.http.savings import TooManyRequestsError, counted, rendered
 from gateway.http.services import Services
 
 ESTIMATES_AS_NUMBERS: Final = msgspec.json.Encoder(decimal_format="number")
@@ -87,13 +87,12 @@ def _savings(services: Services) -> HTTPRouteHandler:
         name = None if model is None else catalogue.aliases.get(model, model)
         past = services.reports.past(start, end, model=name, team=who(request).team)
         try:
-            counting = counted(past, catalogue, requests_max=REQUESTS_MAX)
-            report = await stored(counting)
+            report = await stored(counted(past, catalogue, requests_max=services.savings_requests_max))
         except TooManyRequestsError:
             raise invalid(
                 "from",
-                f"There are more than {REQUESTS_MAX:,} requests in this period, which is too long for a gateway that "
-                "is serving. Ask for a shorter one, or run `gateway report savings`.",
+                f"There are more than {services.savings_requests_max:,} requests in this period, more than "
+                "a serving gateway counts. Ask for a shorter one, or run `gateway report savings`.",
             ) from None
         return Response(ESTIMATES_AS_NUMBERS.encode(rendered(report, start, end)), media_type=MEDIA_TYPES["json"])
 
