@@ -102,6 +102,8 @@ class _Group:
 
     def gap_shares(self) -> Sequence[float]:
         parents = GAPS_PRIOR if self.parent is None else self.parent.gap_shares()
+        if not self.gap_count:
+            return parents
         whole = 1.0 / (self.gap_count + WEIGHT)
         return [(own + WEIGHT * theirs) * whole for own, theirs in zip(self.gaps, parents, strict=True)]
 
