@@ -92,6 +92,8 @@ class _Group:
 
     def gap_shares(self) -> Sequence[float]:
         parents = GAPS_PRIOR if self.parent is None else self.parent.gap_shares()
+        if not self.gap_count:
+            return parents
         whole = 1.0 / (self.gap_count + WEIGHT)
         return [(own + WEIGHT * theirs) * whole for own, theirs in zip(self.gaps, parents, strict=True)]
 
@@ -138,10 +140,10 @@ class Continuation:
     def turn(self, prompt: Prompt, tenant: str) -> Turn:
         """The turn of a prompt: one more than that of the longest earlier prompt that it extends, the same as that of
         one it repeats. What is nothing but an application's tools and system message is no conversation."""
-        prompts, family = self._prompts, prompt.family
+        prompts = self._prompts
         for digest in reversed(prompt.digests):
             earlier = prompts.get(digest)
-            if earlier is not None and digest != family and earlier.tenant == tenant:
+            if earlier is not None and earlier.tenant == tenant:
                 return Turn(earlier.turn + (digest != prompt.digests[-1]), digest)
         return FIRST_TURN
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import msgspec
 
 from gateway.core.beliefs import Beliefs
 from gateway.core.catalogue import Account, Catalogue, Deployment, Model, Policy, ProviderCard
-from gateway.core.estimate import AnswerLength
+from gateway.core.estimate import OUTPUT_LIMIT_MAX, AnswerLength
 from gateway.core.exchange import Candidate, CandidateState, Exclusion, InferenceRequest, Plan, Principal, Sort
 from gateway.core.health import WELL, WHY, Health, Subject
 from gateway.core.limits import limits_of_account
@@ -149,13 +150,14 @@ def _candidates(
     beliefs, now = circumstances.beliefs, circumstances.now.timestamp()
     soon = circumstances.now + SOON
     limits = [limits_of_account(seat.account) for seat in seats]
+    answer_tokens = circumstances.answer_length.expected(OUTPUT_LIMIT_MAX)
     offers = []
     for seat, limit in zip(seats, limits, strict=True):
         if seat.price is None:
             continue
         key = (seat.card.name, seat.account.name, seat.deployment.model)
         is_open = seat.bar is None or (seat.bar.until is not None and seat.bar.until <= soon)
-        output_tokens = circumstances.answer_length.expected(seat.output_limit) * request.n
+        output_tokens = min(seat.output_limit, answer_tokens) * request.n
         units = seat.price.units(cache_ttl=request.cache_ttl)
         offers.append(Offer(key, units, limit, output_tokens, is_open, *beliefs.failure_odds(key, now)))
     terms, tenant = circumstances.catalogue.routing, principal.tenant
@@ -265,6 +267,7 @@ def _with_health(
     return None, state
 
 
+@lru_cache(maxsize=4_096)
 def _subjects(provider: str, account: str, model: str) -> tuple[Subject, Subject, Subject]:
     return (Subject(provider, account, None), Subject(provider, None, model), Subject(provider, account, model))
 

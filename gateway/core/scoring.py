@@ -11,7 +11,6 @@ there. A score orders candidates; it is float USD and never charged. The choice 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from math import inf
 from operator import mul
 from typing import Final, NamedTuple
 
@@ -161,19 +160,22 @@ def look_ahead(columns: Sequence[Column], opened: Collection[int], outlook: Outl
     futures = [0.0] * len(columns)
     if not opened:
         return futures
+    prices = [(uncached, answer) for uncached, _, answer, _ in columns]
+    keeping = [
+        (place, saving, lives) for place, (_, saving, _, lives) in enumerate(columns) if saving > 0 and place in opened
+    ]
+    are_all_open = len(opened) == len(columns)
     growth, chances = outlook.growth_tokens, outlook.chances
     last = len(chances) - 1
-    cold = futures.copy()
     for ahead in range(TURNS_AHEAD - 1, -1, -1):
         chance = chances[ahead if ahead < last else last]
         held = input_tokens + ahead * growth
         prompt = held + growth
-        anywhere = inf
-        for place, (uncached, _, answer, _) in enumerate(columns):
-            cost = cold[place] = uncached * prompt + answer + futures[place]
-            if cost < anywhere and place in opened:
-                anywhere = cost
-        for place, (_, saving, _, lives) in enumerate(columns):
+        cold = [uncached * prompt + answer + later for (uncached, answer), later in zip(prices, futures, strict=True)]
+        anywhere = min(cold) if are_all_open else min([cold[place] for place in opened])
+        futures = [chance * anywhere] * len(columns)
+        for place, saving, lives in keeping:
             gain = anywhere - cold[place] + saving * held
-            futures[place] = chance * (anywhere - lives * gain if gain > 0 and place in opened else anywhere)
+            if gain > 0:
+                futures[place] = chance * (anywhere - lives * gain)
     return futures

@@ -66,7 +66,7 @@ def histories(draw: st.DrawFn, *, answers: bool = True) -> list[Happening]:
         match draw(st.integers(0 if answers else 1, 3)):
             case 0:
                 happened.append(
-                    Answered(attempt_id, at + 5, prompt.input_tokens, draw(st.integers(0, 9_000)), 100, 5.0)
+                    Answered(attempt_id, at + 5, prompt.input_tokens + 7, draw(st.integers(0, 9_000)), 100, 5.0)
                 )
             case 1:
                 happened.append(Ended(attempt_id, at + 1, draw(st.booleans()), draw(st.booleans())))

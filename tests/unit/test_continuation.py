@@ -74,6 +74,15 @@ def test_what_may_still_be_followed_counts_for_half() -> None:
     assert everybody() == pytest.approx((4 * 0.5 + 1) / 5)
 
 
+def test_a_turn_that_was_followed_is_counted_once() -> None:
+    """Followed after ten seconds; that five minutes are over later is nothing new."""
+    known = Continuation()
+    known.apply(sent(0.0, 1))
+    known.apply(sent(10.0, 1, 2, follows=1, turn=1))
+    known.apply(sent(PATIENCE_SECONDS + 5, 50, 51, 52, 53, 54, turn=3))
+    assert known.outlook(FIRST_TURN, 1_000, "nobody", 9).chances[0] == pytest.approx((4 * 0.5 + 1) / 5)
+
+
 def test_an_application_is_like_its_tenant_until_it_has_shown_otherwise() -> None:
     """Everybody, the tenant and its application saw the same turn; each counts its parent for four."""
     known = Continuation()

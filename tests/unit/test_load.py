@@ -32,6 +32,7 @@ def test_when_there_is_room_is_known_to_the_second() -> None:
     assert load.room_in(LIMITS, 5_000, 30.0) == 50.0
     one = RateLimits(scope="s", name="n", rpm=2)
     assert load.room_in(one, 1, 30.0) == 30.0
+    assert load.room_in(one, 1, 60.0) == 0.0
 
 
 def test_failures_fade_and_remember_what_was_billed() -> None:

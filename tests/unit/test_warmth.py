@@ -31,6 +31,15 @@ def test_each_token_counts_with_the_chance_of_the_boundary_after_it() -> None:
     assert warmth.expected((3,), (4_000,), 3_500.0, PRIOR) is None
 
 
+def test_a_prompt_read_just_now_is_fresh_from_its_beginning() -> None:
+    """Its beginning was last written down an hour ago, its end three seconds ago: 3,000 x 0.9."""
+    warmth = Warmth()
+    warmth.touch((1, 2), 0.0)
+    warmth.touch((3,), 3_497.0)
+    found = warmth.expected((1, 2, 3), (1_000, 2_000, 3_000), 3_500.0, (0.9, *EVEN[1:]))
+    assert found == Expected(3_000, 3.0, 0.9, 2_700)
+
+
 def test_what_was_not_read_after_all_is_as_it_was() -> None:
     """A refused attempt leaves the earlier age behind, unless somebody else has used the cache since."""
     warmth = Warmth()
