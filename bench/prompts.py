@@ -91,34 +91,16 @@ def _whole(document: dict[str, object], name: str) -> int:
 
 
 def requests_of(
-    rows: Iterable[Row],
-    *,
-    seed: int,
-    scale: int,
-    keys: int,
-    turbo_share: float,
-    stream_share: float,
-    ends: frozenset[int] | None = None,
+    rows: Iterable[Row], *, seed: int, scale: int, keys: int, turbo_share: float, stream_share: float
 ) -> Iterable[Request]:
     """The rows as requests, made when they are asked for. The same seed makes the same requests, row by row."""
     return (
-        request_of(
-            row, seed=seed, scale=scale, keys=keys, turbo_share=turbo_share, stream_share=stream_share, ends=ends
-        )
+        request_of(row, seed=seed, scale=scale, keys=keys, turbo_share=turbo_share, stream_share=stream_share)
         for row in rows
     )
 
 
-def request_of(
-    row: Row,
-    *,
-    seed: int,
-    scale: int,
-    keys: int,
-    turbo_share: float,
-    stream_share: float,
-    ends: frozenset[int] | None = None,
-) -> Request:
+def request_of(row: Row, *, seed: int, scale: int, keys: int, turbo_share: float, stream_share: float) -> Request:
     """One row as a request: model, key and form are drawn by seed and row number; a slice draws as the whole."""
     chance = Random(f"{seed}/{row.number}")
     key = chance.randrange(keys)
@@ -126,7 +108,7 @@ def request_of(
     stream = chance.random() < stream_share
     include_usage = stream and chance.random() < 0.5
     output = max(1, row.output_tokens)
-    messages, tokens = messages_of(row, scale=scale, ends=ends)
+    messages, tokens = messages_of(row, scale=scale)
     fields = [f'"model":"{model}"', f'"max_tokens":{-(-output // OUTPUT_LIMIT_STEP) * OUTPUT_LIMIT_STEP}']
     if stream:
         fields.append('"stream":true')
@@ -139,33 +121,13 @@ def request_of(
     )  # fmt: skip
 
 
-def messages_of(row: Row, *, scale: int = 1, ends: frozenset[int] | None = None) -> tuple[list[bytes], int]:
-    """The messages of a row as JSON, and their tokens: the row's input divided by ``scale``, or a few more.
-
-    With ``ends`` a message goes on until the block at which some row ends, as it would in a conversation.
-    """
+def messages_of(row: Row, *, scale: int = 1) -> tuple[list[bytes], int]:
+    """The messages of a row as JSON, and their tokens: the row's input divided by ``scale``, or a few more."""
     block = block_tokens(scale)
-    runs = [(each,) for each in row.blocks] if ends is None else _runs(row.blocks, ends)
-    messages = [_run_message(run, place, block) for place, run in enumerate(runs)]
+    messages = [_block_message(block_id, place, block) for place, block_id in enumerate(row.blocks)]
     rest = (row.input_tokens - len(row.blocks) * BLOCK_TOKENS) // scale
     tail, tail_tokens = tail_message(row, tokens=rest)
     return [*messages, tail], len(row.blocks) * block + tail_tokens
-
-
-def turn_ends(rows: Iterable[Row]) -> frozenset[int]:
-    """The blocks at which a row ends: the messages of a later turn begin there."""
-    return frozenset(row.blocks[-1] for row in rows if row.blocks)
-
-
-def _runs(blocks: Sequence[int], ends: frozenset[int]) -> list[tuple[int, ...]]:
-    """The blocks cut after each end; a function of the prefix, as equal ids mean equal prefixes."""
-    runs: list[tuple[int, ...]] = []
-    start = 0
-    for place, block_id in enumerate(blocks, start=1):
-        if block_id in ends:
-            runs.append(tuple(blocks[start:place]))
-            start = place
-    return [*runs, tuple(blocks[start:])] if start < len(blocks) else runs
 
 
 def block_tokens(scale: int) -> int:
@@ -175,11 +137,10 @@ def block_tokens(scale: int) -> int:
 
 
 @lru_cache(maxsize=_CACHED_BLOCKS)
-def _run_message(run: tuple[int, ...], place: int, tokens: int) -> bytes:
+def _block_message(block_id: int, place: int, tokens: int) -> bytes:
     """System first, then user and assistant in turns: a function of the place, as a prefix has to be."""
     role = "system" if place == 0 else ("assistant", "user")[place % 2]
-    text = filler(tokens - MESSAGE_TOKENS, seed=run[0])
-    return _message(role, "".join([text, *(filler(tokens, seed=block_id) for block_id in run[1:])]))
+    return _message(role, filler(tokens - MESSAGE_TOKENS, seed=block_id))
 
 
 def tail_message(row: Row, *, tokens: int) -> tuple[bytes, int]:

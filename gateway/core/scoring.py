@@ -44,6 +44,11 @@ class Offer(NamedTuple):
     billed_share: float = 0.0
 
 
+Column = tuple[float, float, float, float]
+"""Of one provider, in USD: what a token costs uncached and what it saves cached, what an answer costs; and the chance
+that a cache lives until the next turn."""
+
+
 class Scored(NamedTuple):
     """An offer's score, and its expected cost in whole pico-dollars."""
 
@@ -125,7 +130,7 @@ def _futures(offers: Sequence[Offer], outlook: Outlook, input_tokens: int, belie
     cheapest cold; if it did not, it goes there anyhow. Backwards from the last turn that is looked at.
     """
     places: dict[tuple[str, Units], int] = {}
-    columns: list[tuple[float, float, float, float]] = []
+    columns: list[Column] = []
     opened: set[int] = set()
     of_offer = []
     for offer in offers:
@@ -146,21 +151,16 @@ def _futures(offers: Sequence[Offer], outlook: Outlook, input_tokens: int, belie
         if offer.is_open:
             opened.add(place)
         of_offer.append(place)
-    futures = [0.0] * len(columns)
-    if opened:
-        _look_ahead(columns, opened, outlook, input_tokens, futures)
+    futures = look_ahead(columns, opened, outlook, input_tokens)
     return [futures[place] for place in of_offer]
 
 
-def _look_ahead(
-    columns: Sequence[tuple[float, float, float, float]],
-    opened: Collection[int],
-    outlook: Outlook,
-    input_tokens: int,
-    futures: list[float],
-) -> None:
-    """Fills ``futures``, by column. A column is what a token costs uncached, what it saves cached, the answer's cost,
-    and the chance that its cache lives until the next turn. Plain loops: this runs for every request."""
+def look_ahead(columns: Sequence[Column], opened: Collection[int], outlook: Outlook, input_tokens: int) -> list[float]:
+    """What the further turns cost, by who holds the cache; the next one may go to those that are ``opened``, and costs
+    nothing where nobody is. Plain loops: this runs for every request."""
+    futures = [0.0] * len(columns)
+    if not opened:
+        return futures
     growth, chances = outlook.growth_tokens, outlook.chances
     last = len(chances) - 1
     cold = futures.copy()
@@ -175,4 +175,5 @@ def _look_ahead(
                 anywhere = cost
         for place, (_, saving, _, lives) in enumerate(columns):
             gain = anywhere - cold[place] + saving * held
-            futures[place] = chance * (anywhere - lives * gain if gain > 0 else anywhere)
+            futures[place] = chance * (anywhere - lives * gain if gain > 0 and place in opened else anywhere)
+    return futures

@@ -110,9 +110,10 @@ class Gateway:
     def sent(self, name: str, row: Row, candidate: Candidate, turn: Turn, now: datetime) -> None:
         """An attempt begins."""
         self._circuits.sent(subjects(candidate), now)
-        prompt, score = row.prompt, candidate.score
+        score = candidate.score
         assert score is not None, "an unpriced candidate is not routable"
-        places = worth_remembering(len(prompt.digests))
+        digests, tokens = row.prompt.remembered()
+        places = worth_remembering(len(digests))  # of a trace's many blocks
         self._beliefs.apply(
             Sent(
                 attempt_id=name,
@@ -121,9 +122,9 @@ class Gateway:
                 model=self._model.name,
                 tenant=row.tenant,
                 at=now.timestamp(),
-                digests=tuple([prompt.digests[place] for place in places]),
-                tokens=tuple([prompt.tokens[place] for place in places]),
-                family=prompt.family,
+                digests=tuple([digests[place] for place in places]),
+                tokens=tuple([tokens[place] for place in places]),
+                family=row.prompt.family,
                 turn=turn.number,
                 follows=turn.follows,
                 output_tokens=self._answer_length.expected(candidate.output_limit),

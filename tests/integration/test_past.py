@@ -89,7 +89,8 @@ def test_a_request_comes_back_with_all_of_its_attempts(journal: JournalWriter, d
     assert second.at == T0 + timedelta(seconds=2)
     assert (second.cost.pico - second.final_cost.pico, second.failed_cost.pico) == (5, 5)
     assert (before.prompt, before.tenant, before.turn) == (None, "blue", 0)
-    assert (unanswered.is_read, unanswered.cost.pico, unanswered.failed_cost.pico) == (False, 0, 0)
+    assert (unanswered.is_read, unanswered.is_told) == (False, False)
+    assert (unanswered.cost.pico, unanswered.failed_cost.pico) == (0, 0)
     assert (other.model, other.tenant) == ("kimi-k2.6", "red")
     assert [each.request_id for each in read(database_url, team="red")] == ["req_00000005"]
     assert len(read(database_url, model="kimi-k2-thinking")) == 4

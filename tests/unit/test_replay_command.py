@@ -1,4 +1,4 @@
-"""`gateway replay`: a table for eyes, JSON for programs, the same bytes for the same files, errors that can be mended."""
+"""`gateway replay`: a table for eyes, JSON for programs, the same bytes for the same files, errors with a mend."""
 
 import json
 import random

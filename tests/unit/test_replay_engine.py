@@ -137,6 +137,13 @@ def test_where_nobody_has_room_requests_wait_in_turn():
     assert tally.waited_seconds == pytest.approx([0.0, 50.0, 100.0])
 
 
+def test_who_would_fit_does_not_overtake_who_waits():
+    """150 tokens would fit beside the first 1,124 of 1,300; they wait behind the second 1,124 all the same."""
+    rows = [row(0, 1, 2), row(10, 3, 4), row(20, 5, size=50)]
+    tally = replayed(rows, scenario(tpm=1_300, dear=False))
+    assert tally.waited_seconds == pytest.approx([0.0, 50.0, 40.0])
+
+
 def test_one_request_at_a_time_is_let_in_when_the_one_before_has_ended():
     """An answer takes 0.5 + 1,024/12,000 + 100/45 s; then the next one goes at once."""
     whole = 0.5 + 1_024 / 12_000 + 100 / 45

@@ -77,8 +77,9 @@ def test_a_conversation_continues_the_latest_whole_prompt_it_begins_with():
         line(2_000, 1_600, [0, 1, 3]),
         line(3_000, 512, [0]),
         line(4_000, 1_600, [0, 2, 4]),
+        line(5_000, 1_024, [0, 5]),
     )
-    assert conversations(rows) == [0, 1, 0, 2, 1]
+    assert conversations(rows) == [0, 1, 0, 2, 1, 3]
 
 
 def test_a_session_is_the_clients_own_word_for_a_conversation():
