@@ -17,7 +17,7 @@ from gateway.core.beliefs import Beliefs
 from gateway.core.catalogue import Account, Catalogue, Deployment, Model, Policy, ProviderCard
 from gateway.core.estimate import OUTPUT_LIMIT_MAX, AnswerLength
 from gateway.core.exchange import Candidate, CandidateState, Exclusion, InferenceRequest, Plan, Principal, Sort
-from gateway.core.health import WELL, WHY, Health, Subject
+from gateway.core.health import WELL, WHY, Health, Subject, failure_probability
 from gateway.core.limits import limits_of_account
 from gateway.core.load import UNKNOWN_PACE, Pace
 from gateway.core.money import Money
@@ -138,6 +138,15 @@ def _seats(
         yield _Seat(card, deployment, account, price, output_limit, own, state)
 
 
+def _failure_odds(key: tuple[str, str, str], circumstances: Circumstances) -> tuple[float, float]:
+    """The chance of a failure, and the share that is billed: by what all replicas have seen, until its circuit has
+    been open; from then on by what this one has seen since. An outage that is over is not held against it."""
+    circuit = circumstances.health_of(Subject(*key))
+    if circuit.turned_at is not None:
+        return failure_probability(circuit, circumstances.now), circuit.billed_share
+    return circumstances.beliefs.failure_odds(key, circumstances.now.timestamp())
+
+
 def _candidates(
     request: InferenceRequest,
     principal: Principal,
@@ -159,7 +168,7 @@ def _candidates(
         is_open = seat.bar is None or (seat.bar.until is not None and seat.bar.until <= soon)
         output_tokens = min(seat.output_limit, answer_tokens) * request.n
         units = seat.price.units(cache_ttl=request.cache_ttl)
-        offers.append(Offer(key, units, limit, output_tokens, is_open, *beliefs.failure_odds(key, now)))
+        offers.append(Offer(key, units, limit, output_tokens, is_open, *_failure_odds(key, circumstances)))
     terms, tenant = circumstances.catalogue.routing, principal.tenant
     scores = iter(scored(offers, prompt, turn, beliefs, tenant=tenant, terms=terms, now=now))
     found = []

@@ -187,6 +187,25 @@ async def test_an_outage_is_over_two_seconds_after_its_end(trouble: FreeAnswer |
 
 
 @on_virtual_time
+async def test_an_outage_that_is_over_is_not_held_against_anybody() -> None:
+    """Where the plan is free to choose, the cheapest one is back within seconds, however often it failed."""
+    one = Replica(world())
+    one.free.answers["evolink models"] = UNREACHABLE
+    one.world.scripted(evolink=refusal(503))
+    async with probing(one):
+        for number in range(100):
+            await one.world.ask(
+                messages=[{"role": "user", "content": f"{number}. Why?"}], provider={"order": ["evolink"]}
+            )
+            await asyncio.sleep(0.5)
+        one.world.scripted(evolink=answer())
+        one.free.answers["evolink models"] = models()
+        await asyncio.sleep(4)
+        runs = [await one.world.ask(messages=[{"role": "user", "content": f"Now {number}?"}]) for number in range(4)]
+        assert [providers(run) for run in runs] == [["evolink"]] * 4
+
+
+@on_virtual_time
 async def test_lists_that_are_served_all_along_change_nothing() -> None:
     """Completions fail, the list of models does not: the time out stands."""
     one = Replica(world())

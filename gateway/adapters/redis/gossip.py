@@ -68,10 +68,13 @@ class Counts:
 class RedisGossip:
     """Implements the Gossip and Claims ports. Somebody must ``run`` it; until then, words wait."""
 
-    def __init__(self, url: str, worker: str, *, clock: Clock, prefix: str = "kgw") -> None:
+    def __init__(
+        self, url: str, worker: str, *, clock: Clock, prefix: str = "kgw", entries_max: int = ENTRIES_MAX
+    ) -> None:
         self._url = url
         self._worker = worker
         self._clock = clock
+        self._entries_max = entries_max
         self._stream = f"{{{prefix}}}:gossip"
         self._claims = f"{{{prefix}}}:claim:"
         self._link: Link | None = None
@@ -174,7 +177,7 @@ class RedisGossip:
             count = min(len(self._waiting), ENTRY_MESSAGES_MAX)
             messages = [self._waiting.popleft() for _ in range(count)]
             entry = _encode((VERSION, self._worker, messages))
-            answer = self._link.send("XADD", self._stream, "MAXLEN", "~", ENTRIES_MAX, "*", "m", entry)
+            answer = self._link.send("XADD", self._stream, "MAXLEN", "~", self._entries_max, "*", "m", entry)
             self._unheard.append((answer, count))
             answer.add_done_callback(self._was_told)
 
