@@ -80,7 +80,7 @@ def _reasons(found: dict[str, Any]) -> list[str]:
 
 
 def _attempt(attempt: dict[str, Any]) -> Table:
-    lines = Table(title=_attempt_title(attempt), title_justify="left")
+    lines = Table(title=attempt_title(attempt), title_justify="left")
     for name in ("class", "tokens", "usd_per_million", "cost"):
         lines.add_column(name, justify="left" if name == "class" else "right")
     for line in attempt["lines"]:
@@ -89,7 +89,8 @@ def _attempt(attempt: dict[str, Any]) -> Table:
     return lines
 
 
-def _attempt_title(attempt: dict[str, Any]) -> str:
+def attempt_title(attempt: dict[str, Any]) -> str:
+    """Who was asked, how that ended, and what is odd about it, on one line."""
     how = attempt["status"] + (f" ({attempt['error_type']})" if attempt["error_type"] else "")
     served, asked = attempt["served_model"], attempt["upstream_model"]
     by = "" if served in (None, asked) else f", answered by {served}"

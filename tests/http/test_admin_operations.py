@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.cli.report import _attempt_title
+from gateway.cli.explaining import attempt_title
 from gateway.simulator import Fault
 from tests.http.house import House, chat, eventually
 from tests.http.test_bad_input import refused
@@ -43,6 +43,8 @@ async def test_an_account_that_is_out(house: House):
     assert "credential" in evolink["out"][0]["reason"]
 
 
+EVOLINK = {"only": ["evolink"]}
+"""Whatever other tests have made of its health."""
 TOOLS = [
     {
         "type": "function",
@@ -79,8 +81,8 @@ async def test_tool_calls_that_are_wrong(house: House):
     before = [await counted(house, checked, pair), await counted(house, invalid, reason)]
     seen, faults = await tool_calls_of(house, "evolink")
     house.simulators["evolink"].faults.add(Fault(kind="invalid_tool_arguments", mode="schema", count=1), now=0.0)
-    wrong = await house.ask(chat("Weather?", tools=TOOLS))
-    right = await house.ask(chat("Weather?", tools=TOOLS, stream=True))
+    wrong = await house.ask(chat("Weather?", provider=EVOLINK, tools=TOOLS))
+    right = await house.ask(chat("Weather?", provider=EVOLINK, tools=TOOLS, stream=True))
     assert (wrong.status_code, right.status_code) == (200, 200)
     after, now_faulty = await tool_calls_of(house, "evolink")
     assert after - seen == pytest.approx(2, abs=0.2)
@@ -112,7 +114,7 @@ async def test_every_fault_of_a_tool_call_has_its_reason(house: House, fault: Fa
     """As the simulated provider makes it, so it is counted."""
     _, before = await tool_calls_of(house, "evolink")
     house.simulators["evolink"].faults.add(fault, now=0.0)
-    await house.ask(chat("Weather?", tools=TOOLS, stream=True))
+    await house.ask(chat("Weather?", provider=EVOLINK, tools=TOOLS, stream=True))
     _, after = await tool_calls_of(house, "evolink")
     new = {name: round(weight - before.get(name, 0.0)) for name, weight in after.items()}
     assert {name: weight for name, weight in new.items() if weight} == {reason: 1}
@@ -121,7 +123,7 @@ async def test_every_fault_of_a_tool_call_has_its_reason(house: House, fault: Fa
 async def test_an_answer_of_another_model(house: House):
     """The metric counts it, and the explanation says which model answered."""
     house.simulators["evolink"].faults.add(Fault(kind="served_model", served="kimi-k9", count=1), now=0.0)
-    answer = await house.ask(chat())
+    answer = await house.ask(chat(provider=EVOLINK))
     metrics = (await house.client.get("/metrics")).text
     assert 'gateway_model_mismatches_total{model="kimi-k2-thinking",provider="evolink"} 1.0' in metrics
 
@@ -130,7 +132,7 @@ async def test_an_answer_of_another_model(house: House):
         return told.json()["attempts"] if told.status_code == 200 else None
 
     (attempt,) = await eventually(explained)
-    title = _attempt_title(attempt)
+    title = attempt_title(attempt)
     assert "succeeded, answered by kimi-k9, usage provider" in title
     assert title.endswith(", flagged model_mismatch")
     assert (attempt["served_model"], attempt["flags"]) == ("kimi-k9", ["model_mismatch"])
@@ -229,13 +231,13 @@ async def prices(house: House) -> AsyncIterator[PriceFile]:
 
 async def test_a_reload(house: House, prices: PriceFile):
     """A changed price is in force after the reload, and the old one for what was charged before."""
-    before = await house.ask(chat())
+    before = await house.ask(chat(provider=EVOLINK))
     digest = (await house.client.get("/readyz")).json()["config_digest"]
     prices.write(prices.text.replace('"0.556"', '"0.557"'))
     answer = await house.admin("POST", "/config/reload")
     assert answer.status_code == 200, answer.text
     assert answer.json()["digest"] != digest
-    after = await house.ask(chat())
+    after = await house.ask(chat(provider=EVOLINK))
     rows = [(await house.rows(each.headers["x-request-id"]))[0] for each in (before, after)]
     assert rows[0]["price_id"] != rows[1]["price_id"]
 
