@@ -10,7 +10,8 @@ there. A score orders candidates; it is float USD and never charged. The choice 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from math import inf
 from operator import mul
 from typing import Final, NamedTuple
 
@@ -130,52 +131,40 @@ def _futures(offers: Sequence[Offer], outlook: Outlook, input_tokens: int, belie
     """
     places: dict[tuple[str, Units], int] = {}
     columns: list[Column] = []
-    opened: set[int] = set()
-    of_offer = []
     for offer in offers:
-        key = (offer.cache[0], offer.units)
-        place = places.get(key)
-        if place is None:
-            place = places[key] = len(columns)
-            lives = sum(map(mul, outlook.gaps, beliefs.survival(offer.cache[0], offer.cache[2], now)))
+        provider, _, model = offer.cache
+        if offer.is_open and (provider, offer.units) not in places:
+            places[provider, offer.units] = len(columns)
+            lives = sum(map(mul, outlook.gaps, beliefs.survival(provider, model, now)))
             uncached, cached, answer = offer.units
-            columns.append(
-                (
-                    uncached / PICO_PER_USD,
-                    (uncached - cached) / PICO_PER_USD,
-                    answer * offer.output_tokens / PICO_PER_USD,
-                    lives,
-                )
-            )
-        if offer.is_open:
-            opened.add(place)
-        of_offer.append(place)
-    futures = look_ahead(columns, opened, outlook, input_tokens)
-    return [futures[place] for place in of_offer]
+            saving, answer_usd = (uncached - cached) / PICO_PER_USD, answer * offer.output_tokens / PICO_PER_USD
+            columns.append((uncached / PICO_PER_USD, saving, answer_usd, lives))
+    futures = look_ahead(columns, outlook, input_tokens)
+    return [futures[places.get((offer.cache[0], offer.units), -1)] for offer in offers]
 
 
-def look_ahead(columns: Sequence[Column], opened: Collection[int], outlook: Outlook, input_tokens: int) -> list[float]:
-    """What the further turns cost, by who holds the cache; the next one may go to those that are ``opened``, and costs
-    nothing where nobody is. Plain loops: this runs for every request."""
-    futures = [0.0] * len(columns)
-    if not opened:
+def look_ahead(columns: Sequence[Column], outlook: Outlook, input_tokens: int) -> list[float]:
+    """What the further turns cost, by who holds the cache; the last is for a cache that no turn may go to. Where there
+    is nobody to go to, they cost nothing. Plain loops: this runs for every request."""
+    futures = [0.0] * (len(columns) + 1)
+    if not columns:
         return futures
-    prices = [(uncached, answer) for uncached, _, answer, _ in columns]
-    keeping = [
-        (place, saving, lives) for place, (_, saving, _, lives) in enumerate(columns) if saving > 0 and place in opened
-    ]
-    are_all_open = len(opened) == len(columns)
     growth, chances = outlook.growth_tokens, outlook.chances
     last = len(chances) - 1
+    held = input_tokens + TURNS_AHEAD * growth
     for ahead in range(TURNS_AHEAD - 1, -1, -1):
         chance = chances[ahead if ahead < last else last]
-        held = input_tokens + ahead * growth
-        prompt = held + growth
-        cold = [uncached * prompt + answer + later for (uncached, answer), later in zip(prices, futures, strict=True)]
-        anywhere = min(cold) if are_all_open else min([cold[place] for place in opened])
-        futures = [chance * anywhere] * len(columns)
-        for place, saving, lives in keeping:
-            gain = anywhere - cold[place] + saving * held
-            if gain > 0:
-                futures[place] = chance * (anywhere - lives * gain)
+        prompt = held
+        held -= growth
+        anywhere = inf
+        warm = []
+        for place, (uncached, saving, answer, _) in enumerate(columns):
+            cold = uncached * prompt + answer + futures[place]
+            if cold < anywhere:
+                anywhere = cold
+            warm.append(cold - saving * held)
+        for place, stays in enumerate(warm):
+            gain = anywhere - stays
+            futures[place] = chance * (anywhere - columns[place][3] * gain if gain > 0 else anywhere)
+        futures[-1] = chance * anywhere
     return futures

@@ -89,16 +89,16 @@ def test_two_turns_ahead() -> None:
     tokens: 9,100 + 2,465 and 6,150 + 3,275; saves 4,500: 0.5 x (9,425 - 0.9 x 2,360) = 3,650.5 against 4,712.5."""
     columns = [(0.6e-6, 0.45e-6, 0.0025, 0.9), (0.4e-6, 0.0, 0.00175, 0.9)]
     outlook = Outlook((0.5, 0.5, 0.0), (), 1_000.0)
-    caching, cheap = look_ahead(columns, {0, 1}, outlook, 10_000)
+    caching, cheap, _ = look_ahead(columns, outlook, 10_000)
     assert caching == pytest.approx(0.0036505, rel=1e-12)
     assert cheap == pytest.approx(0.0047125, rel=1e-12)
-    assert look_ahead(columns, (), outlook, 10_000) == [0.0, 0.0]
+    assert look_ahead([], outlook, 10_000) == [0.0]
 
 
 def test_where_the_next_turn_may_not_go_is_no_comparison() -> None:
     """With the cheap one closed the next turn pays the full price of the one that caches, or finds its cache there."""
-    columns = [(0.6e-6, 0.45e-6, 0.0025, 0.9), (0.4e-6, 0.0, 0.00175, 0.9)]
-    caching, cheap = look_ahead(columns, {0}, Outlook((0.5, 0.0), (), 1_000.0), 10_000)
+    columns = [(0.6e-6, 0.45e-6, 0.0025, 0.9)]
+    caching, cheap = look_ahead(columns, Outlook((0.5, 0.0), (), 1_000.0), 10_000)
     assert cheap == pytest.approx(0.5 * 0.0091, rel=1e-12)
     assert caching == pytest.approx(0.5 * (0.0091 - 0.9 * 0.0045), rel=1e-12)
 
