@@ -304,7 +304,7 @@ class Ours:
 
     def on_error(self, i: int, place: int, now: float) -> None:
         self.on_sent(i, place, now)
-        self.beliefs.apply(Ended(self.attempts.pop(i), self._at(now), is_warm=False, is_failure=True))
+        self.beliefs.apply(Ended(self.attempts.pop(i), self._at(now), is_warm=False))
         if self._probes and self.sim.open_until[place] > now:
             asked = now + PROBE_SECONDS
             while self.sim.acc[place].is_down(asked):

@@ -381,7 +381,7 @@ class Gateway:
             health=self.health,
             validity=self.noting.validity,
             balances=self.probes.balances,
-            pace=self.noting.beliefs.pace,
+            beliefs=self.noting.beliefs,
         )
 
 

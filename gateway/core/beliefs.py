@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, assert_never
 from gateway.core.continuation import Continuation, Outlook
 from gateway.core.happenings import Answered, Ended, Happening, Sent
 from gateway.core.limits import RateLimits
-from gateway.core.load import NO_FAILURES, UNKNOWN_PACE, Failures, Load, Pace, moved
+from gateway.core.load import UNKNOWN_PACE, CacheShare, Load, Pace, moved
 from gateway.core.prefix import Prompt, Turn
 from gateway.core.survival import UNKNOWN, Survival
 from gateway.core.warmth import BOUNDARIES_MAX, NOTHING_EXPECTED, AccountKey, CacheKey, Expected, Match, Warmth
@@ -41,8 +41,8 @@ class Beliefs:
     __slots__ = (
         "_attempts",
         "_boundaries_max",
+        "_cache_shares",
         "_continuation",
-        "_failures",
         "_loads",
         "_pace",
         "_served_by",
@@ -57,8 +57,8 @@ class Beliefs:
         self._survival: dict[tuple[str, str], Survival] = {}
         self._continuation = Continuation()
         self._loads: dict[AccountKey, Load] = {}
-        self._failures: dict[CacheKey, Failures] = {}
         self._pace: dict[AccountKey, Pace] = {}
+        self._cache_shares: dict[AccountKey, CacheShare] = {}
         self._attempts: OrderedDict[str, _Attempt] = OrderedDict()
         self._told: OrderedDict[tuple[str, int], int] = OrderedDict()
         self._served_by: OrderedDict[int, AccountKey] = OrderedDict()
@@ -126,10 +126,10 @@ class Beliefs:
         load = self._loads.get(account)
         return 0.0 if load is None else load.last_at
 
-    def failure_odds(self, cache: CacheKey, now: float) -> tuple[float, float]:
-        """The chance that the next attempt there fails, and the share of failures that are billed all the same."""
-        failures = self._failures.get(cache)
-        return NO_FAILURES if failures is None else failures.odds(now)
+    def cached_share(self, account: AccountKey) -> float | None:
+        """Of an account's input tokens of late, the share billed as cached; None = it has answered nothing yet."""
+        found = self._cache_shares.get(account)
+        return None if found is None else found.share
 
     @property
     def pace(self) -> Mapping[AccountKey, Pace]:
@@ -175,8 +175,11 @@ class Beliefs:
             survival = self._survival.setdefault((sent.provider, sent.model), Survival())
             is_hit = answered.cached_tokens >= HIT_SHARE * sent.matched_tokens
             survival.learn(sent.matched_age, is_hit=is_hit, at=answered.at)
-        self._learn_failure(sent, answered.at, is_failure=False, is_billed=False)
         account = (sent.provider, sent.account)
+        shares = self._cache_shares
+        if account not in shares:
+            shares[account] = CacheShare()
+        shares[account].add(answered.input_tokens, answered.cached_tokens)
         if answered.output_tokens > 0 and answered.seconds > 0:
             self._pace[account] = moved(
                 self._pace.get(account, UNKNOWN_PACE),
@@ -189,7 +192,6 @@ class Beliefs:
         if attempt is None:
             return
         sent = attempt.sent
-        self._learn_failure(sent, ended.at, is_failure=ended.is_failure, is_billed=ended.is_warm)
         warm = self._warm.get((sent.provider, sent.account, sent.model))
         if not ended.is_warm and warm is not None:
             warm.restore(sent.digests, sent.at, attempt.used_before)
@@ -199,7 +201,3 @@ class Beliefs:
         if attempt is not None:
             self._loads[(attempt.sent.provider, attempt.sent.account)].under_way -= 1
         return attempt
-
-    def _learn_failure(self, sent: Sent, at: float, *, is_failure: bool, is_billed: bool) -> None:
-        failures = self._failures.setdefault((sent.provider, sent.account, sent.model), Failures())
-        failures.learn(at, is_failure=is_failure, is_billed=is_billed)

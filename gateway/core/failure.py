@@ -30,15 +30,6 @@ class FailureClass(StrEnum):
     UNMETERED = "metering_unavailable"  # the intent did not reach the disk; nothing was sent, so nothing is owed
 
 
-OTHERS_FAULT: Final = frozenset(
-    {
-        FailureClass.CALLER_FAULT,
-        FailureClass.CONTENT_FILTERED,
-        FailureClass.DEFECT,
-        FailureClass.SHUTDOWN,
-        FailureClass.UNMETERED,
-    }
-)
 MAY_BE_BILLED: Final = frozenset(
     {
         FailureClass.TIMED_OUT,
@@ -68,11 +59,6 @@ class Failure:
     @property
     def may_be_billed(self) -> bool:
         return self.kind in MAY_BE_BILLED
-
-    @property
-    def is_providers(self) -> bool:
-        """Whether it says anything about the provider: not the caller's fault, and not ours."""
-        return self.kind not in OTHERS_FAULT
 
 
 class Advice(StrEnum):

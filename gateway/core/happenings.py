@@ -49,12 +49,11 @@ class Answered(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="a"):
 
 class Ended(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="e"):
     """An attempt ended without figures. ``is_warm`` says whether its prompt was read all the same: a client that hung
-    up leaves a warm cache behind, a refused connection does not. ``is_failure``: through the provider's fault."""
+    up leaves a warm cache behind, a refused connection does not."""
 
     attempt_id: str
     at: float
     is_warm: bool
-    is_failure: bool
 
 
 class Checked(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="c"):

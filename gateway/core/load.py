@@ -9,11 +9,8 @@ from typing import Final
 from gateway.core.limits import RateLimits
 
 MINUTE_SECONDS: Final = 60.0
-HALF_LIFE_SECONDS: Final = 30.0
-"""A failure counts half after so long: outages of these providers come and go within minutes."""
-TRUST: Final = 1.0
-"""Attempts without a failure that everybody is credited with."""
 PACE_WEIGHT: Final = 0.1
+CACHE_SHARE_KEPT: Final = 0.99
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +22,25 @@ class Pace:
 
 
 UNKNOWN_PACE: Final = Pace(first_chunk_seconds=0.0, tokens_per_second=float("inf"))
-NO_FAILURES: Final = (0.0, 0.0)
+
+
+class CacheShare:
+    """Of the input tokens that an account was told to have read of late, those that were billed as cached."""
+
+    __slots__ = ("_cached", "_read")
+
+    def __init__(self) -> None:
+        self._read = 0.0
+        self._cached = 0.0
+
+    def add(self, read: int, cached: int) -> None:
+        """One more answer; older ones fade, a hundredth each."""
+        self._read = self._read * CACHE_SHARE_KEPT + read
+        self._cached = self._cached * CACHE_SHARE_KEPT + min(cached, read)
+
+    @property
+    def share(self) -> float:
+        return self._cached / self._read if self._read else 0.0
 
 
 class Load:
@@ -85,36 +100,6 @@ class Load:
             if requests_over <= 0 and tokens_over <= 0:
                 return max(0.0, at + MINUTE_SECONDS - now)
         return MINUTE_SECONDS
-
-
-class Failures:
-    """How often attempts at one account for one model fail, most recent first, and whether failures are billed."""
-
-    __slots__ = ("_at", "_attempts", "_billed", "_failed", "_failed_ever")
-
-    def __init__(self) -> None:
-        self._at = 0.0
-        self._attempts = 0.0
-        self._failed = 0.0
-        self._failed_ever = 0
-        self._billed = 0
-
-    def learn(self, at: float, *, is_failure: bool, is_billed: bool) -> None:
-        kept = 0.5 ** (max(0.0, at - self._at) / HALF_LIFE_SECONDS)
-        self._attempts = self._attempts * kept + 1.0
-        self._failed = self._failed * kept + is_failure
-        self._at = max(at, self._at)
-        if is_failure:
-            self._failed_ever += 1
-            self._billed += is_billed
-
-    def odds(self, now: float) -> tuple[float, float]:
-        """The chance that the next attempt fails, fading while nothing is heard; and of the failures, the share that
-        read the prompt first: it is billed all the same. 0 to start."""
-        if not self._failed:
-            return NO_FAILURES
-        kept = 0.5 ** (max(0.0, now - self._at) / HALF_LIFE_SECONDS)
-        return (self._failed * kept / (self._attempts * kept + TRUST), self._billed / self._failed_ever)
 
 
 def moved(before: Pace, *, first_chunk_seconds: float | None, tokens_per_second: float) -> Pace:

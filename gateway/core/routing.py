@@ -139,12 +139,9 @@ def _seats(
 
 
 def _failure_odds(key: tuple[str, str, str], circumstances: Circumstances) -> tuple[float, float]:
-    """The chance of a failure, and the share that is billed: by what all replicas have seen, until its circuit has
-    been open; from then on by what this one has seen since. An outage that is over is not held against it."""
+    """The chance that an attempt at this circuit fails, and the share of its failures that is billed."""
     circuit = circumstances.health_of(Subject(*key))
-    if circuit.turned_at is not None:
-        return failure_probability(circuit, circumstances.now), circuit.billed_share
-    return circumstances.beliefs.failure_odds(key, circumstances.now.timestamp())
+    return failure_probability(circuit, circumstances.now), circuit.billed_share
 
 
 def _candidates(

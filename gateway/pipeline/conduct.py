@@ -242,8 +242,9 @@ class Conductor:
     def _worth_waiting(self, exchange: Exchange, well: list[Candidate]) -> Candidate | None:
         """A full account that is worth waiting for, by what is believed of its minute; None = whoever has room."""
         terms = exchange.configuration.catalogue.routing
-        if not terms.hold_usd_per_second or len(well) < 2:
-            return None
+        wanted = exchange.admitted.request.preferences
+        if not terms.hold_usd_per_second or len(well) < 2 or wanted.order or wanted.sort is not None:
+            return None  # a caller who has chosen is not second-guessed
         made, beliefs, now = exchange.plan, self.noting.beliefs, self.clock.now().timestamp()
         tokens = made.input_tokens_estimate + made.output_tokens_estimate
         room_in = {

@@ -70,8 +70,7 @@ class Noting:
             )
         else:
             is_read = outcome.reader.has_content or outcome.usage_source is not UsageSource.NONE
-            failed = outcome.failure is not None and outcome.failure.is_providers
-            self._note(Ended(attempt_id=this.attempt_id, at=now.timestamp(), is_warm=is_read, is_failure=failed))
+            self._note(Ended(attempt_id=this.attempt_id, at=now.timestamp(), is_warm=is_read))
         if outcome.judgement is not None:
             self._note(
                 Checked(

@@ -158,7 +158,7 @@ class Gateway:
     def failed(self, name: str, candidate: Candidate, now: datetime, *, began: datetime) -> bool:
         """An attempt found nobody there. Whether the account is out from now on."""
         involved = subjects(candidate)
-        self._beliefs.apply(Ended(attempt_id=name, at=now.timestamp(), is_warm=False, is_failure=True))
+        self._beliefs.apply(Ended(attempt_id=name, at=now.timestamp(), is_warm=False))
         return self._circuits.failed(involved[2], involved, now, began=began)
 
     def asked_for_free(self, account: AccountKey, now: datetime, *, ok: bool) -> bool:

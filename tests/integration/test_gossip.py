@@ -44,7 +44,7 @@ class Replica:
 
 
 def numbered(number: int) -> Ended:
-    return Ended(attempt_id=str(number), at=0.0, is_warm=False, is_failure=True)
+    return Ended(attempt_id=str(number), at=0.0, is_warm=False)
 
 
 @asynccontextmanager

@@ -69,9 +69,9 @@ def histories(draw: st.DrawFn, *, answers: bool = True) -> list[Happening]:
                     Answered(attempt_id, at + 5, prompt.input_tokens + 7, draw(st.integers(0, 9_000)), 100, 5.0)
                 )
             case 1:
-                happened.append(Ended(attempt_id, at + 1, draw(st.booleans()), draw(st.booleans())))
+                happened.append(Ended(attempt_id, at + 1, draw(st.booleans())))
             case 2:
-                happened.append(Ended("nobody's", at + 1, is_warm=True, is_failure=True))
+                happened.append(Ended("nobody's", at + 1, is_warm=True))
             case _:
                 continue
         known.apply(happened[-1])

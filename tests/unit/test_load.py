@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.core.limits import NO_LIMITS, RateLimits
-from gateway.core.load import HALF_LIFE_SECONDS, NO_FAILURES, UNKNOWN_PACE, Failures, Load, Pace, moved
+from gateway.core.load import UNKNOWN_PACE, CacheShare, Load, Pace, moved
 
 LIMITS = RateLimits(scope="s", name="n", rpm=10, tpm=1_000, concurrency=4)
 
@@ -35,15 +35,15 @@ def test_when_there_is_room_is_known_to_the_second() -> None:
     assert load.room_in(one, 1, 60.0) == 0.0
 
 
-def test_failures_fade_and_remember_what_was_billed() -> None:
-    """One failure: one of two, the other is trust. A half-life later a half, of one and a half."""
-    failures = Failures()
-    assert failures.odds(0.0) == NO_FAILURES
-    failures.learn(0.0, is_failure=True, is_billed=True)
-    assert failures.odds(0.0) == (0.5, 1.0)
-    assert failures.odds(HALF_LIFE_SECONDS) == (pytest.approx(0.5 / 1.5), 1.0)
-    failures.learn(HALF_LIFE_SECONDS, is_failure=True, is_billed=False)
-    assert failures.odds(HALF_LIFE_SECONDS) == (pytest.approx(1.5 / 2.5), 0.5)
+def test_the_share_of_cached_input_fades() -> None:
+    """A hundredth of what was before is forgotten with each answer; more cached than read is not believed."""
+    share = CacheShare()
+    assert share.share == 0.0
+    share.add(100, 0)
+    share.add(100, 100)
+    assert share.share == 100 / 199
+    share.add(1, 5)
+    assert share.share == (99 + 1) / (0.99 * 199 + 1)
 
 
 def test_pace_moves_a_tenth_of_the_way() -> None:

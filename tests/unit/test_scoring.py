@@ -133,10 +133,9 @@ def test_conversations_that_go_on_are_worth_a_first_miss() -> None:
     assert caching.score.total_usd < cheap.score.total_usd
 
 
-def test_a_refused_attempt_leaves_no_warm_cache_and_a_doubt() -> None:
-    """The next attempt there is believed to fail with one half, and to find nothing."""
+def test_a_refused_attempt_leaves_no_warm_cache() -> None:
+    """The next attempt there is believed to find nothing."""
     beliefs = Beliefs()
     beliefs.apply(sent("moonshot"))
-    beliefs.apply(Ended("1", 1.0, is_warm=False, is_failure=True))
-    assert beliefs.failure_odds(("moonshot", "main", "m"), 1.0) == (0.5, 0.0)
+    beliefs.apply(Ended("1", 1.0, is_warm=False))
     assert scores(beliefs, offer("moonshot", CACHING))[0].score.expected_cached_tokens == 0

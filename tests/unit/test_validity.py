@@ -7,7 +7,7 @@ import math
 import msgspec
 import pytest
 
-from gateway.core.happenings import Checked, Happening
+from gateway.core.happenings import Checked
 from gateway.core.quality import Fault
 from gateway.core.validity import (
     CHECKS_MIN,
@@ -19,6 +19,7 @@ from gateway.core.validity import (
     Standing,
     Validity,
 )
+from gateway.pipeline.ports import Message
 
 NOW = 1_800_000_000.0
 FAULT = Fault.SCHEMA_VIOLATED
@@ -136,7 +137,7 @@ def test_memory_is_bounded() -> None:
 def test_it_travels_as_a_happening() -> None:
     """Small, and the same at the other end; an unknown fault is refused there."""
     sent = msgspec.msgpack.encode(checked(FAULT))
-    assert msgspec.msgpack.decode(sent, type=Happening) == checked(FAULT)
+    assert msgspec.msgpack.decode(sent, type=Message) == checked(FAULT)
     assert len(sent) < 60
     with pytest.raises(msgspec.ValidationError):
-        msgspec.msgpack.decode(sent.replace(b"schema_violated", b"schema_violates"), type=Happening)
+        msgspec.msgpack.decode(sent.replace(b"schema_violated", b"schema_violates"), type=Message)

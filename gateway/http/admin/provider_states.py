@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
+from gateway.core.beliefs import Beliefs
 from gateway.core.catalogue import Account, ProviderCard
 from gateway.core.health import WELL, Health, Subject, failure_probability
 from gateway.core.load import Pace
@@ -20,7 +21,7 @@ def provider_states(
     health: Iterable[tuple[Subject, Health]],
     validity: Validity,
     balances: Mapping[tuple[str, str], BalanceTold],
-    pace: Mapping[tuple[str, str], Pace],
+    beliefs: Beliefs,
 ) -> list[dict[str, object]]:
     """One row for each account, by provider and in the order of its accounts."""
     known = dict(health)
@@ -37,7 +38,8 @@ def provider_states(
             "breaker": [_breaker(known, card, account, model, now) for model in sorted(card.deployments)],
             "tool_calls": _tool_calls(validity, card, now.timestamp()),
             "balance": _balance(balances.get((card.name, account.name))),
-            "pace": _pace(pace.get((card.name, account.name))),
+            "cache_hit_rate": _rounded(beliefs.cached_share((card.name, account.name))),
+            "pace": _pace(beliefs.pace.get((card.name, account.name))),
             "out": [
                 _out(subject, each, now)
                 for subject, each in known.items()
@@ -118,6 +120,10 @@ def _tool_calls(validity: Validity, card: ProviderCard, now: float) -> dict[str,
                 "faults": {fault.value: round(weight, 1) for fault, weight in sorted(standing.faults.items())},
             }
     return found
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 4)
 
 
 def _moment(moment: datetime | None) -> str | None:
