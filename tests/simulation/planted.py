@@ -150,7 +150,7 @@ PLANTS: Final = (
     ),
     Plant(
         name="account tried twice",
-        where="gateway.pipeline.conduct:Conductor._claim",
+        where="gateway.pipeline.conduct:Conductor._claimed",
         old="candidates.remove(chosen)",
         new="pass",
     ),
@@ -282,8 +282,8 @@ PLANTS_OF_ALLOWANCES: Final = tuple(
         (
             "clamped in silence",
             "gateway.pipeline.conduct:Conductor._reserve",
-            "exchange.warnings.append(",
-            "str(",
+            "exchange.warnings.append(\n",
+            "str(\n",
         ),
         (
             "days of another zone",
