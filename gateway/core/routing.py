@@ -6,7 +6,6 @@ A candidate is one account of one provider that serves the model. The least scor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -43,8 +42,7 @@ SOON: Final = timedelta(minutes=5)
 """Who is back by then may take a conversation's next turn."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Circumstances:
+class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     """What a plan depends on besides the request: configuration, health, beliefs and expectations at one moment."""
 
     catalogue: Catalogue
@@ -53,8 +51,8 @@ class Circumstances:
     answer_length: AnswerLength
     pace: Mapping[tuple[str, str], Pace]
     now: datetime
-    beliefs: Beliefs = field(default_factory=Beliefs)
-    validity: Validity = field(default_factory=Validity)
+    beliefs: Beliefs = msgspec.field(default_factory=Beliefs)
+    validity: Validity = msgspec.field(default_factory=Validity)
     policy: Policy = Policy.EXPECTED_COST
 
 

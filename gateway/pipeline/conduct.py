@@ -253,7 +253,9 @@ class Conductor:
             if (seconds := beliefs.room_in((each.provider, each.account), each.limits, tokens, now)) > 0
         }
         waited = self.clock.monotonic() - exchange.started
-        hold = worth_holding(replace(made, candidates=tuple(well)), room_in, terms, waited_seconds=waited)
+        hold = worth_holding(
+            msgspec.structs.replace(made, candidates=tuple(well)), room_in, terms, waited_seconds=waited
+        )
         return None if hold is None else hold.candidate
 
     def _asking(self, exchange: Exchange, candidates: list[Candidate]) -> Asking:
