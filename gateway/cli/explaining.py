@@ -64,10 +64,10 @@ def _reasons(found: dict[str, Any]) -> list[str]:
         return [f"{who} was first by the policy {found['policy']}."]
     sentences = []
     if score["matched_tokens"]:
+        of, before = found["input_tokens_estimate"], _seconds(score["matched_age_seconds"])
         sentences.append(
-            f"{who} had read the first {score['matched_tokens']:,} of about {found['input_tokens_estimate']:,} input "
-            f"tokens {_seconds(score['matched_age_seconds'])} before; {score['hit_probability']:.0%} of such prefixes are "
-            "still cached there."
+            f"{who} had read the first {score['matched_tokens']:,} of about {of:,} input tokens {before} before; "
+            f"{score['hit_probability']:.0%} of such prefixes are still cached there."
         )
     else:
         sentences.append(f"Nothing of this prompt was known to be cached at {who}.")
