@@ -296,9 +296,14 @@ class Conductor:
             following = None
             if self._may_follow(exchange, outcome, candidate, number, watch):
                 following, held = await self._following(exchange, candidates, held, spending.cost)
-            entry, position = self._settle(
-                exchange, intent, outcome, charge, is_final=following is None, flags=_OVERRUN if overrun else ()
-            )
+            try:
+                entry, position = self._settle(
+                    exchange, intent, outcome, charge, is_final=following is None, flags=_OVERRUN if overrun else ()
+                )
+            except BaseException:
+                if following is not None:
+                    self.health.release_probe(subjects(following))
+                raise
             assert entry.cost_pico == charge.cost.pico
             if outcome.failure is not None:
                 failures.append((candidate, outcome.failure))
