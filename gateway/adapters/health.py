@@ -104,7 +104,7 @@ class MemoryHealthBook:
                 return False
             claimed.append(subject)
             if self._states[subject].probe_until is not None:
-                self._set(subject, claim)
+                self._set(subject, claim_probe(self._states[subject], now))
         return True
 
     async def _is_granted(self, subject: Subject, seconds: float) -> bool:

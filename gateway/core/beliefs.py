@@ -20,6 +20,8 @@ from gateway.core.warmth import BOUNDARIES_MAX, NOTHING_EXPECTED, AccountKey, Ca
 
 ATTEMPTS_MAX: Final = 20_000
 """Attempts under way at most; the oldest is given up for lost."""
+LOST_SECONDS: Final = 1_800.0
+"""So is one whose end was not heard by then: its replica was killed, or could not tell."""
 TOLD_MAX: Final = 100_000
 """Prompts whose tokens a provider told."""
 CACHES_MAX: Final = 1_024
@@ -154,8 +156,7 @@ class Beliefs:
             load = self._loads[account] = Load()
         load.add(sent.at, sent.tokens[-1] + sent.output_tokens)
         self._attempts[sent.attempt_id] = _Attempt(sent, used_before)
-        if len(self._attempts) > ATTEMPTS_MAX:
-            self._over(next(iter(self._attempts)))
+        self._give_up_lost(sent.at)
         self._served_by[sent.digests[-1]] = account
         self._served_by.move_to_end(sent.digests[-1])
         if len(self._served_by) > CONVERSATIONS_MAX:
@@ -195,6 +196,14 @@ class Beliefs:
         warm = self._warm.get((sent.provider, sent.account, sent.model))
         if not ended.is_warm and warm is not None:
             warm.restore(sent.digests, sent.at, attempt.used_before)
+
+    def _give_up_lost(self, now: float) -> None:
+        attempts = self._attempts
+        while attempts:
+            attempt_id, oldest = next(iter(attempts.items()))
+            if len(attempts) <= ATTEMPTS_MAX and now - oldest.sent.at <= LOST_SECONDS:
+                break
+            self._over(attempt_id)
 
     def _over(self, attempt_id: str) -> _Attempt | None:
         attempt = self._attempts.pop(attempt_id, None)

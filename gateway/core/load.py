@@ -64,9 +64,10 @@ class Load:
         self._forget(at)
 
     def _forget(self, now: float) -> None:
-        """What is over a minute old counts nowhere, whenever it is dropped."""
+        """What is over a minute old counts nowhere, whenever it is dropped; nor does what comes from over a minute
+        ahead, by a clock that was wrong: until then, nothing that came after it could be dropped."""
         minute = self._minute
-        while minute and minute[0][0] <= now - MINUTE_SECONDS:
+        while minute and not -MINUTE_SECONDS < minute[0][0] - now <= MINUTE_SECONDS:
             self._tokens -= minute.popleft()[1]
             self._requests -= 1
 

@@ -63,10 +63,12 @@ class Survival:
         self._curve_at = float("-inf")
 
     def curve(self, now: float) -> tuple[float, ...]:
-        """The chance by age; computed again after an answer and, as it fades, once a minute."""
-        if not 0 <= now - self._curve_at < 60.0 and self._curve_at != float("inf"):
-            self._curve = tuple(self._chance(index, now) for index in range(AGES_COUNT))
-            self._curve_at = now
+        """The chance by age; computed again after an answer and, as it fades, for each minute of the clock: what is
+        told does not depend on who has asked before."""
+        minute = now - now % 60.0
+        if self._curve_at != minute and self._curve_at != float("inf"):
+            self._curve = tuple(self._chance(index, minute) for index in range(AGES_COUNT))
+            self._curve_at = minute
         return self._curve
 
     def _kept(self, index: int, now: float) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Final
 
 import msgspec
@@ -245,18 +246,24 @@ class Conductor:
         wanted = exchange.admitted.request.preferences
         if not terms.hold_usd_per_second or len(well) < 2 or wanted.order or wanted.sort is not None:
             return None  # a caller who has chosen is not second-guessed
-        made, beliefs, now = exchange.plan, self.noting.beliefs, self.clock.now().timestamp()
-        tokens = made.input_tokens_estimate + made.output_tokens_estimate
+        made = exchange.plan
         room_in = {
-            (each.provider, each.account): seconds
-            for each in well
-            if (seconds := beliefs.room_in((each.provider, each.account), each.limits, tokens, now)) > 0
+            (each.provider, each.account): seconds for each in well if (seconds := self._room_in(exchange, each)) > 0
         }
         waited = self.clock.monotonic() - exchange.started
         hold = worth_holding(
             msgspec.structs.replace(made, candidates=tuple(well)), room_in, terms, waited_seconds=waited
         )
         return None if hold is None else hold.candidate
+
+    def _room_in(self, exchange: Exchange, candidate: Candidate) -> float:
+        """Seconds until an account's minute is believed to have room; for ever where it never takes so much at once."""
+        limits, admitted, made = candidate.limits, exchange.admitted, exchange.plan
+        tokens_max = admitted.input_tokens + candidate.output_limit * admitted.request.n
+        if limits.tpm is not None and tokens_max > limits.tpm:
+            return inf
+        tokens, now = made.input_tokens_estimate + made.output_tokens_estimate, self.clock.now().timestamp()
+        return self.noting.beliefs.room_in((candidate.provider, candidate.account), limits, tokens, now)
 
     def _asking(self, exchange: Exchange, candidates: list[Candidate]) -> Asking:
         demand = demand_for(
@@ -291,9 +298,14 @@ class Conductor:
             following = None
             if self._may_follow(exchange, outcome, candidate, number, watch):
                 following, held = await self._following(exchange, candidates, held, spending.cost)
-            entry, position = self._settle(
-                exchange, intent, outcome, charge, is_final=following is None, flags=_OVERRUN if overrun else ()
-            )
+            try:
+                entry, position = self._settle(
+                    exchange, intent, outcome, charge, is_final=following is None, flags=_OVERRUN if overrun else ()
+                )
+            except BaseException:
+                if following is not None:
+                    self.health.release_probe(subjects(following))
+                raise
             assert entry.cost_pico == charge.cost.pico
             if outcome.failure is not None:
                 failures.append((candidate, outcome.failure))

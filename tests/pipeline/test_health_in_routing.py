@@ -265,6 +265,21 @@ async def test_a_probe_that_never_went_is_given_back(trouble: str) -> None:
     assert (await ask(world)).reply.status == 200
 
 
+@on_virtual_time
+async def test_a_probe_that_was_to_be_a_retry_is_given_back() -> None:
+    """The first attempt cannot be settled, so no second one goes: another request may be the probe."""
+    world = World(names=("evolink", "moonshot")).scripted(evolink=refusal(500), moonshot=refusal(500))
+    for _ in range(2):
+        await world.ask(provider={"only": ["moonshot"]})
+    await asyncio.sleep(20)
+    world.journal.refuses_settlements = True
+    run = await world.ask(provider={"order": ["evolink"]})
+    assert run.reply.error["code"] == "metering_unavailable"
+    assert [call.provider for call in world.upstreams.calls[2:]] == ["evolink"]
+    assert world.health.of(Subject("moonshot", "main", MODEL)).awaits_probe(world.clock.now())
+    assert world.health.of(Subject("moonshot", "main", MODEL)).probe_until is None
+
+
 @pytest.mark.parametrize(
     "script",
     [

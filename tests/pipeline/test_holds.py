@@ -59,3 +59,18 @@ async def test_nothing_else_is(terms: dict[str, float], seconds: float) -> None:
     assert run.reply.headers["x-gateway-provider"] == "moonshot"
     assert waited == pytest.approx(0.0, abs=0.3)
     assert "x-gateway-warnings" not in run.reply.headers
+
+
+@on_virtual_time
+async def test_who_never_fits_an_account_does_not_wait_for_it() -> None:
+    """What may take more tokens than EvoLink allows in a minute goes to whoever has room, and is not refused."""
+    world = world_of(Account(provider="evolink", name="main", tpm=500), Account(provider="moonshot", name="main"))
+    terms = RoutingTerms(hold_usd_per_second=CENT_IN_A_MINUTE / 600, hold_seconds_max=60.0)
+    in_force = replace(world.catalogue, routing=terms)
+    world.conductor.configuration = replace(world.conductor.configuration, catalogue=in_force)
+    world.scripted(evolink=answer(), moonshot=answer())
+    await world.ask(principal=ALICE, max_tokens=100)
+    await asyncio.sleep(55.0)
+    run = await ask(world, ALICE)
+    assert run.reply.status == 200
+    assert run.reply.headers["x-gateway-provider"] == "moonshot"

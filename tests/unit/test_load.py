@@ -35,6 +35,17 @@ def test_when_there_is_room_is_known_to_the_second() -> None:
     assert load.room_in(one, 1, 60.0) == 0.0
 
 
+def test_a_clock_that_was_ahead_does_not_fill_an_account() -> None:
+    """What came from more than a minute ahead of the clock counts nowhere, nor does it keep what came after it."""
+    load = Load()
+    load.add(10_000.0, 900)
+    load.add(100.0, 50)
+    load.under_way -= 2
+    assert load.utilisation(LIMITS, 100.0) == 0.1
+    assert load.room_in(LIMITS, 900, 100.0) == 0.0
+    assert load.utilisation(LIMITS, 160.0) == 0.0
+
+
 def test_the_share_of_cached_input_fades() -> None:
     """A hundredth of what was before is forgotten with each answer; more cached than read is not believed."""
     share = CacheShare()

@@ -41,3 +41,15 @@ def test_an_age_remembers_four_hundred_answers() -> None:
     for number in range(2_000):
         survival.learn(50.0, is_hit=number < 1_000, at=0.0)
     assert survival.curve(0.0)[3] < 0.11
+
+
+def test_asking_changes_nothing() -> None:
+    """Whoever asked half a minute ago, and whoever did not, are told the same."""
+    asked, unasked = Survival(), Survival()
+    for survival in (asked, unasked):
+        for _ in range(100):
+            survival.learn(50.0, is_hit=False, at=0.0)
+    assert asked.curve(3_600.0) == unasked.curve(3_600.0)
+    asked.curve(7_210.0)
+    assert asked.curve(7_250.0) == unasked.curve(7_250.0)
+    assert asked.curve(3_600.0) == unasked.curve(3_600.0)
