@@ -28,6 +28,8 @@ CACHES_MAX: Final = 1_024
 CONVERSATIONS_MAX: Final = 100_000
 HIT_SHARE: Final = 0.5
 """A boundary was still there if at least this share of it was billed as cached: providers round down to blocks."""
+BLOCK_TOKENS: Final = 512
+"""The longest of those blocks. What is shorter may never be billed as cached, and that says nothing of its age."""
 
 
 class _Attempt(NamedTuple):
@@ -172,7 +174,7 @@ class Beliefs:
         self._told.move_to_end(told)
         if len(self._told) > TOLD_MAX:
             self._told.popitem(last=False)
-        if sent.matched_tokens:
+        if sent.matched_tokens >= BLOCK_TOKENS:
             survival = self._survival.setdefault((sent.provider, sent.model), Survival())
             is_hit = answered.cached_tokens >= HIT_SHARE * sent.matched_tokens
             survival.learn(sent.matched_age, is_hit=is_hit, at=answered.at)
