@@ -16,7 +16,16 @@ from gateway.core.limits import RateLimits
 from gateway.core.load import UNKNOWN_PACE, CacheShare, Load, Pace, moved
 from gateway.core.prefix import Prompt, Turn
 from gateway.core.survival import UNKNOWN, Survival
-from gateway.core.warmth import BOUNDARIES_MAX, NOTHING_EXPECTED, AccountKey, CacheKey, Expected, Match, Warmth
+from gateway.core.warmth import (
+    BOUNDARIES_MAX,
+    NOTHING_EXPECTED,
+    REMEMBERED_SECONDS,
+    AccountKey,
+    CacheKey,
+    Expected,
+    Match,
+    Warmth,
+)
 
 ATTEMPTS_MAX: Final = 20_000
 """Attempts under way at most; the oldest is given up for lost."""
@@ -150,7 +159,9 @@ class Beliefs:
             warm = self._warm[cache] = Warmth(boundaries_max=self._boundaries_max)
             if len(self._warm) > CACHES_MAX:
                 self._warm.popitem(last=False)
+        self._warm.move_to_end(cache)
         used_before = warm.touch(sent.digests, sent.at)
+        warm.forget(sent.at - REMEMBERED_SECONDS)
         self._continuation.apply(sent)
         account = (sent.provider, sent.account)
         load = self._loads.get(account)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from gateway.core.beliefs import LOST_SECONDS, Beliefs
 from gateway.core.happenings import Answered, Sent
 from gateway.core.limits import RateLimits
-from gateway.core.prefix import Boundary, Fingerprint, prompt_of
+from gateway.core.prefix import Boundary, Fingerprint, Prompt, prompt_of
 from gateway.core.survival import PRIOR
+from gateway.core.warmth import Match
 
 AT_ONCE = RateLimits(scope="s", name="n", concurrency=4)
 ACCOUNT = ("p", "a")
@@ -43,6 +46,15 @@ def test_an_attempt_whose_end_was_never_heard_is_not_under_way_for_ever() -> Non
     assert beliefs.utilisation(ACCOUNT, AT_ONCE, LOST_SECONDS + 1.0) == 0.5
     beliefs.apply(Answered("lost 0", LOST_SECONDS + 2.0, 1_000, 0, 10, 5.0))
     assert beliefs.utilisation(ACCOUNT, AT_ONCE, LOST_SECONDS + 2.0) == 0.5
+
+
+def test_what_is_older_than_two_hours_is_forgotten() -> None:
+    """It takes no room any more once something was sent later, whatever a clock says afterwards."""
+    beliefs, prompt = Beliefs(), Prompt(digests=(1,), tokens=(1_000,))
+    beliefs.apply(sent("early", 0.0))
+    assert beliefs.warmth(prompt, model="m", now=7_000.0) == {ACCOUNT: (Match(1_000, 7_000.0),)}
+    beliefs.apply(replace(sent("late", 7_200.0), digests=(2,)))
+    assert beliefs.warmth(prompt, model="m", now=7_000.0) == {}
 
 
 def test_what_is_shorter_than_a_block_says_nothing_of_a_cache() -> None:
