@@ -16,7 +16,16 @@ from gateway.core.limits import RateLimits
 from gateway.core.load import UNKNOWN_PACE, CacheShare, Load, Pace, moved
 from gateway.core.prefix import Prompt, Turn
 from gateway.core.survival import UNKNOWN, Survival
-from gateway.core.warmth import BOUNDARIES_MAX, NOTHING_EXPECTED, AccountKey, CacheKey, Expected, Match, Warmth
+from gateway.core.warmth import (
+    BOUNDARIES_MAX,
+    NOTHING_EXPECTED,
+    REMEMBERED_SECONDS,
+    AccountKey,
+    CacheKey,
+    Expected,
+    Match,
+    Warmth,
+)
 
 ATTEMPTS_MAX: Final = 20_000
 """Attempts under way at most; the oldest is given up for lost."""
@@ -28,6 +37,8 @@ CACHES_MAX: Final = 1_024
 CONVERSATIONS_MAX: Final = 100_000
 HIT_SHARE: Final = 0.5
 """A boundary was still there if at least this share of it was billed as cached: providers round down to blocks."""
+BLOCK_TOKENS: Final = 512
+"""The longest of those blocks. What is shorter may never be billed as cached, and that says nothing of its age."""
 
 
 class _Attempt(NamedTuple):
@@ -148,7 +159,9 @@ class Beliefs:
             warm = self._warm[cache] = Warmth(boundaries_max=self._boundaries_max)
             if len(self._warm) > CACHES_MAX:
                 self._warm.popitem(last=False)
+        self._warm.move_to_end(cache)
         used_before = warm.touch(sent.digests, sent.at)
+        warm.forget(sent.at - REMEMBERED_SECONDS)
         self._continuation.apply(sent)
         account = (sent.provider, sent.account)
         load = self._loads.get(account)
@@ -172,7 +185,7 @@ class Beliefs:
         self._told.move_to_end(told)
         if len(self._told) > TOLD_MAX:
             self._told.popitem(last=False)
-        if sent.matched_tokens:
+        if sent.matched_tokens >= BLOCK_TOKENS:
             survival = self._survival.setdefault((sent.provider, sent.model), Survival())
             is_hit = answered.cached_tokens >= HIT_SHARE * sent.matched_tokens
             survival.learn(sent.matched_age, is_hit=is_hit, at=answered.at)

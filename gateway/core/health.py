@@ -265,7 +265,8 @@ def _kept_out(health: Health, failure: Failure, now: datetime) -> Health:
     until = now + timedelta(seconds=max(failure.retry_after or 0.0, OUT_FOR[failure.kind].first))
     if until <= health.out_until:
         return health
-    return replace(health, out_until=until, kind=failure.kind, changed_at=_later(health, now))
+    known = health.free_probe if failure.kind is health.kind else None
+    return replace(health, out_until=until, kind=failure.kind, free_probe=known, changed_at=_later(health, now))
 
 
 def _proves_nothing(health: Health, now: datetime, began: datetime) -> bool:

@@ -15,6 +15,8 @@ import xxhash
 
 BOUNDARIES_MAX: Final = 16
 """Boundaries that are looked up for one request at the most."""
+HIDDEN_TOKENS_MAX: Final = 16_384
+"""What a template, or a provider's own words before the prompt, may add to what was sent."""
 
 
 class Boundary(NamedTuple):
@@ -100,10 +102,11 @@ def prompt_of(
     """A fingerprint in tokens. ``anchor`` is the deepest boundary whose count a provider told, and that count.
 
     That count stands as it is; only what comes after it is estimated from its bytes, and what comes before has its
-    share of it. Without an anchor everything is estimated.
+    share of it. Without an anchor everything is estimated; so it is where a provider has told what cannot be, far
+    more tokens than there are bytes: what one provider says decides what a request may be sent to any other.
     """
     boundaries = fingerprint.boundaries
-    if anchor is None:
+    if anchor is None or anchor[1] > boundaries[anchor[0]].size_bytes + HIDDEN_TOKENS_MAX:
         tokens = [tokens_of_bytes(boundary.size_bytes) for boundary in boundaries]
         counted = 0
     else:

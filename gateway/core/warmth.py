@@ -79,6 +79,12 @@ class Warmth:
             used_at.popitem(last=False)
         return before
 
+    def forget(self, until: float) -> None:
+        """What was last used then or before, as far as nothing younger lies before it."""
+        used_at = self._used_at
+        while used_at and next(iter(used_at.values())) <= until:
+            used_at.popitem(last=False)
+
     def restore(self, digests: Sequence[int], at: float, before: Sequence[float | None]) -> None:
         """What was sent at that time was not read after all, and nothing was sent since: as it was before."""
         for digest, last in zip(digests, before, strict=True):

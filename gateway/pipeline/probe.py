@@ -138,7 +138,10 @@ class Probes:
                 yield asked
 
     def _first_account(self, provider: str) -> str | None:
-        return min((name for of, name in self.configuration().usable_accounts if of == provider), default=None)
+        """Whom to ask about a provider: rather one that is well, for a refused key is shown no list."""
+        names = sorted(name for of, name in self.configuration().usable_accounts if of == provider)
+        well = (name for name in names if self.health.of(Subject(provider, name, None)).out_until is None)
+        return next(well, names[0] if names else None)
 
     def _is_usable(self, provider: str, account: str) -> bool:
         return (provider, account) in self.configuration().usable_accounts

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from gateway.adapters.gossip import NoGossip
 from gateway.adapters.health import MemoryHealthBook
+from gateway.core.catalogue import Account
 from gateway.core.failure import Failure, FailureClass
 from gateway.core.happenings import Ended
 from gateway.core.health import HealthChanged, Subject
@@ -56,7 +58,9 @@ class Free:
     async def ask(self, provider: str, account: str, url: str, *, key_member: str | None = None) -> FreeAnswer:
         self.asked.append(url.rpartition("/v1/")[2] + (f"?{key_member}" if key_member else ""))
         await asyncio.sleep(0.01)
-        given = self.answers.get(f"{provider} {url.rpartition('/')[2]}", FreeAnswer(404, b""))
+        what = url.rpartition("/")[2]
+        given = self.answers.get(f"{provider} {account} {what}") or self.answers.get(f"{provider} {what}")
+        given = given or FreeAnswer(404, b"")
         if isinstance(given, UpstreamFailedError):
             raise given
         return given
@@ -235,6 +239,22 @@ async def test_a_missing_model_comes_back_when_it_is_listed() -> None:
         one.free.answers["evolink models"] = models("another", MODEL)
         await asyncio.sleep(5 * 60)
         assert await one.ask() == ["evolink"]
+
+
+@on_virtual_time
+async def test_the_list_is_asked_of_an_account_that_is_well() -> None:
+    """The provider's first account has a key that it does not take: the other one sees that the model is back."""
+    there = replace(card("evolink"), accounts=tuple(Account(provider="evolink", name=name) for name in ("a", "b")))
+    replica = Replica(World(in_force=catalogue(there, card("moonshot"))).scripted(evolink=answer(), moonshot=answer()))
+    replica.free.answers = {"evolink a models": FreeAnswer(401, b""), "evolink b models": models("something-else")}
+    await replica.fail(refusal(404, code="model_not_found"), times=1)
+    refused, now = Failure(kind=FailureClass.CREDENTIAL, message="words"), replica.world.clock.now()
+    replica.world.health.failed(Subject("evolink", "a", None), refused, began=now, billed=False)
+    async with probing(replica):
+        await asyncio.sleep(40)
+        replica.free.answers["evolink b models"] = models(MODEL)
+        await asyncio.sleep(60)
+        assert await replica.ask() == ["evolink"]
 
 
 @on_virtual_time

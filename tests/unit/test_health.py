@@ -201,6 +201,18 @@ def test_failures_while_out_change_nothing_but_for_longer_waits() -> None:
     assert (seconds_out(broke), broke.kind) == (301, FailureClass.QUOTA)
 
 
+def test_what_was_asked_about_a_key_says_nothing_of_money() -> None:
+    """Its key was refused and no list shown; then an answer that was under way says that there is no money: nobody has
+    asked about that yet, and where nobody can it is back after its time."""
+    asked = after_free_probe(fails(kind=FailureClass.CREDENTIAL), at(5), ok=False)
+    poor = after_failure(asked, failure(FailureClass.QUOTA, 3_600), at(10), began=NOW, jitter=0)
+    assert poor.kind is FailureClass.QUOTA
+    assert poor.is_out(at(3_600))
+    assert not poor.is_out(at(3_610))
+    known = after_free_probe(poor, at(20), ok=False)
+    assert after_failure(known, failure(FailureClass.QUOTA, 7_200), at(30), began=NOW, jitter=0).is_out(at(9_000))
+
+
 def test_failing_too_often_opens_too() -> None:
     """A fifth of twenty attempts lately; fewer attempts, or older ones, do not count."""
     health = WELL

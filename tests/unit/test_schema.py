@@ -179,6 +179,15 @@ SCHEMAS = st.recursive(
 )
 
 
+@pytest.mark.parametrize("word", ["const", "enum"])
+def test_what_is_nested_too_deeply_to_compare_is_not_judged(word: str) -> None:
+    """A value of six hundred lists in lists beside one like it: no verdict, and nothing raises."""
+    deep: object = 1
+    for _ in range(600):
+        deep = [deep]
+    assert verdict(deep, {word: deep if word == "const" else [deep]}) is None
+
+
 @given(value=VALUES, schema=SCHEMAS)
 def test_anything_may_be_a_schema(value: object, schema: object) -> None:
     """Nothing raises, and the negation of a verdict is its opposite."""

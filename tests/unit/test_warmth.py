@@ -73,6 +73,16 @@ def test_old_memories_are_worth_nothing() -> None:
     assert warmth.matches((1,), (10,), 9.0 + REMEMBERED_SECONDS) == (Match(10, REMEMBERED_SECONDS - 1),)
 
 
+def test_what_is_forgotten_takes_no_room() -> None:
+    """Of two hours ago nothing is left, of a moment later everything."""
+    warmth = Warmth()
+    warmth.touch((1, 2), 10.0)
+    warmth.touch((3, 2), 11.0)
+    warmth.forget(10.0)
+    assert len(warmth) == 2
+    assert warmth.matches((3, 2), (10, 20), 11.0) == (Match(10, 0.0), Match(20, 0.0))
+
+
 def test_of_a_long_chain_a_ladder_and_the_last_are_remembered() -> None:
     """Of what another prompt shares with it, two thirds are found again."""
     assert worth_remembering(3) == (0, 1, 2)

@@ -271,10 +271,6 @@ class RedisGossip:
         LOGGER.log(level, "other replicas cannot be told or heard: %s", why)
 
 
-def _setter(lost: asyncio.Event) -> Callable[[Link, str], None]:
-    return lambda *_: lost.set()
-
-
 def _unminded(answer: asyncio.Future[Any]) -> None:
     """Nobody waits for this answer; that it failed is no defect."""
     answer.add_done_callback(lambda done: done.cancelled() or done.exception())
