@@ -382,6 +382,7 @@ def main(*, scenes: tuple[str, ...], trace: Path | None, as_json: bool, **given:
     rows = read_rows(options.trace, offset=options.offset, rows=options.rows)
     turns = turns_of(rows, scale=options.scale)
     console, result, differ = Console(), {}, False
+    console = console if console.is_terminal else Console(width=120)
     for name in scenes or tuple(SCENES):
         spent: dict[str, tuple[Spent, Spent]] = {}
         for policy in POLICIES:
