@@ -96,7 +96,7 @@ class Beliefs:
                 return (index, tokens)
         return None
 
-    def turn(self, prompt: Prompt, *, model: str, tenant: str, now: float) -> Turn:  # noqa: ARG002
+    def turn(self, prompt: Prompt, *, tenant: str) -> Turn:
         """Which turn of its conversation a prompt is, and what it continues."""
         return self._continuation.turn(prompt, tenant)
 

@@ -70,7 +70,7 @@ def test_what_is_shorter_than_a_block_says_nothing_of_a_cache() -> None:
 
 
 def test_a_count_that_cannot_be_is_no_anchor() -> None:
-    """A provider that tells far more tokens than there are bytes does not make a conversation too long for everybody."""
+    """A provider that tells far more tokens than there are bytes makes no conversation too long for everybody."""
     read = Fingerprint(boundaries=(Boundary(1, 4_000), Boundary(2, 8_000)))
     assert prompt_of(read, anchor=(0, 1_000), tokens_of_bytes=lambda size: size // 4).tokens == (1_000, 2_000)
     assert prompt_of(read, anchor=(0, 20_000), tokens_of_bytes=lambda size: size // 4).tokens == (20_000, 21_000)
