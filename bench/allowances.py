@@ -31,7 +31,7 @@ from gateway.core.allowance import Granted, Posting
 from gateway.core.budget import Budget, Period, day_of
 from gateway.core.catalogue import Account, Deployment, Model
 from gateway.core.exchange import Admitted, Candidate, InferenceRequest, Principal, Surface
-from gateway.core.limits import RateLimits, limits_of_account
+from gateway.core.limits import RateLimits
 from gateway.core.money import PICO_PER_USD, Money, UnitPrice
 from gateway.core.pricing import Price
 from gateway.pipeline.ports import Allowances
@@ -77,7 +77,7 @@ def candidate(provider: str) -> Candidate:
         price=price,
         expected_cost=None,
         output_limit=4_096,
-        limits=limits_of_account(account),
+        limits=account.limits,
     )
 
 

@@ -105,6 +105,23 @@ class Admin:
         lines = self._request("GET", "/admin/ledger", params=query).text.splitlines()
         return [json.loads(line, parse_float=Decimal) for line in lines if line]
 
+    def explained(self, request_id: str) -> dict[str, Any]:
+        """A request's candidates and attempts, once it has reached the ledger."""
+        deadline = time.monotonic() + LEDGER_SECONDS_MAX
+        while True:
+            answer = httpx.get(
+                f"{self.url}/admin/requests/{request_id}",
+                headers={"authorization": f"Bearer {self.token}"},
+                timeout=REQUEST_SECONDS_MAX,
+                trust_env=False,
+            )
+            if answer.status_code == 200 and answer.json()["attempts"]:
+                told: dict[str, Any] = answer.json()
+                return told
+            if time.monotonic() > deadline:
+                raise BooksError(f"{request_id} is not in the ledger: status {answer.status_code}.")
+            time.sleep(POLL_SECONDS)
+
     def report(self, *, since: datetime, tag: str | None) -> list[dict[str, Any]]:
         """Rows by key, provider and model; with ``tag`` only what requests of that run cost."""
         groups = "key,provider,model" + (",tag:run" if tag else "")

@@ -24,7 +24,7 @@ from rich.table import Table
 from bench import launch
 from bench.audit import PICO_PER_USD
 from bench.books import Admin, BooksError, Simulators
-from bench.drive import Target, drive
+from bench.drive import Outcome, Target, drive
 from bench.process import LaunchError, allow_many_sockets
 from bench.prompts import BLOCK_TOKENS, KIMI, Request, Row, block_tokens, read_rows, tail_message
 from gateway.core.catalogue import Account, Catalogue, Deployment, Model, Policy, ProviderCard, RoutingTerms
@@ -89,6 +89,17 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Predicted:
+    """Of the turns that continue a conversation: the tokens that plans believed to be cached where they were sent, in
+    whole blocks of 256; those times the chance that they still were; and what was billed as cached."""
+
+    turns: int
+    matched: int
+    expected: int
+    billed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
     """What one policy came to: the providers' bill, the share of the input that their caches held, client failures."""
 
@@ -96,6 +107,7 @@ class Spent:
     cached_share: float
     failed: int
     by_provider: Mapping[str, int]
+    predicted: Predicted | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,6 +243,7 @@ def live(scene: Scene, turns: Sequence[Turn], options: Options, *, policy: str) 
             outcomes = asyncio.run(drive(requests_of(turns), target, speed=options.speed, done=lambda _: None))
             _wait_until_quiet(simulators)
             bill = simulators.bill(simulators.calls(mark))
+            known = predicted(Admin(url=ours.url, token=ours.admin_token), outcomes) if policy == POLICIES[0] else None
     prompt = sum(line["prompt_tokens"] for line in bill)
     providers = {name: sum(line["provider"] == name for line in bill) for name in scene}
     return Spent(
@@ -238,7 +251,26 @@ def live(scene: Scene, turns: Sequence[Turn], options: Options, *, policy: str) 
         cached_share=sum(line["cached_tokens"] for line in bill) / prompt if prompt else 0.0,
         failed=sum(outcome.failed is not None for outcome in outcomes),
         by_provider=providers,
+        predicted=known,
     )
+
+
+def predicted(admin: Admin, outcomes: Sequence[Outcome]) -> Predicted:
+    """What the plans said, from the explanation of each request, once all of them are in the ledger."""
+    turns = matched = expected = billed = 0
+    for outcome in outcomes:
+        if not outcome.complete or outcome.request_id is None:
+            continue
+        told = admin.explained(outcome.request_id)
+        attempt = told["attempts"][-1]
+        served = (attempt["provider"], attempt["account"])
+        candidate = next(each for each in told["candidates"] if (each["provider"], each["account"]) == served)
+        if candidate["score"]["matched_tokens"]:
+            turns += 1
+            matched += int(candidate["score"]["matched_tokens"]) // 256 * 256
+            expected += int(candidate["expected_cached_tokens"])
+            billed += int(attempt["cached_tokens"] or 0)
+    return Predicted(turns=turns, matched=matched, expected=expected, billed=billed)
 
 
 def _wait_until_quiet(simulators: Simulators) -> None:
@@ -366,6 +398,13 @@ def main(*, scenes: tuple[str, ...], trace: Path | None, as_json: bool, **given:
         result[name] = {p: {"live": asdict(one), "replayed": asdict(two)} for p, (one, two) in spent.items()}
         if not as_json:
             console.print(_table(name, spent))
+            known = spent[POLICIES[0]][0].predicted
+            if known is not None and known.billed:
+                console.print(
+                    f"{known.turns:,} turns that continue another: {known.billed:,} tokens billed as cached, "
+                    f"{known.matched / known.billed - 1:+.2%} believed to be there, "
+                    f"{known.expected / known.billed - 1:+.2%} expected."
+                )
             console.print(*(wrong or ["Both put the policies in the same order."]), sep="\n")
     if as_json:
         print(json.dumps(result, indent=2))

@@ -26,7 +26,7 @@ def print_explained(found: dict[str, Any]) -> None:
     console.print(f"Request {found['request_id']}{turn}, cost {found['cost']} USD", highlight=False)
     console.print(_candidates(found["candidates"]))
     for sentence in _reasons(found):
-        console.print(sentence, highlight=False)
+        console.print(sentence, highlight=False, soft_wrap=True)
     for attempt in found["attempts"]:
         console.print(_attempt(attempt))
 
@@ -66,7 +66,7 @@ def _reasons(found: dict[str, Any]) -> list[str]:
     if score["matched_tokens"]:
         sentences.append(
             f"{who} had read the first {score['matched_tokens']:,} of about {found['input_tokens_estimate']:,} input "
-            f"tokens {score['matched_age_seconds']:,.0f} s before; {score['hit_probability']:.0%} of such prefixes are "
+            f"tokens {_seconds(score['matched_age_seconds'])} before; {score['hit_probability']:.0%} of such prefixes are "
             "still cached there."
         )
     else:
@@ -99,6 +99,10 @@ def attempt_title(attempt: dict[str, Any]) -> str:
         f"Attempt {attempt['attempt']}: {attempt['provider']} ({attempt['account']}) {how}{by}, "
         f"usage {attempt['usage_source']}, price {attempt['price_id']}{flags}"
     )
+
+
+def _seconds(seconds: Any) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:,.0f} s"
 
 
 def _usd(amount: Any) -> str:

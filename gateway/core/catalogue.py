@@ -11,6 +11,7 @@ from datetime import date, datetime
 from enum import StrEnum
 from typing import Final
 
+from gateway.core.limits import RateLimits
 from gateway.core.pricing import PriceTable
 
 DIALECTS: Final = frozenset({"moonshot", "cometapi", "evolink", "openai"})
@@ -111,6 +112,14 @@ class Account:
     rpm: int | None = None
     tpm: int | None = None
     concurrency: int | None = None
+    limits: RateLimits = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        where = f"{self.provider}/{self.name}"
+        limits = RateLimits(
+            scope=f"account:{where}", name=where, rpm=self.rpm, tpm=self.tpm, concurrency=self.concurrency
+        )
+        object.__setattr__(self, "limits", limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +191,15 @@ class Catalogue:
     loaded_at: datetime
     aliases: Mapping[str, str] = field(default_factory=dict)
     routing: RoutingTerms = USUAL_ROUTING
+    _sold: Mapping[str, tuple[tuple[ProviderCard, Deployment], ...]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Every request asks who serves its model."""
+        sold: dict[str, list[tuple[ProviderCard, Deployment]]] = {}
+        for _, card in sorted(self.providers.items()):
+            for model, deployment in card.deployments.items():
+                sold.setdefault(model, []).append((card, deployment))
+        object.__setattr__(self, "_sold", {model: tuple(found) for model, found in sold.items()})
 
     def resolve(self, name: str) -> Model | None:
         """The public model that a name or alias means."""
@@ -189,9 +207,7 @@ class Catalogue:
 
     def deployments(self, model: str) -> tuple[tuple[ProviderCard, Deployment], ...]:
         """Every provider that serves a public model, by provider name."""
-        return tuple(
-            (card, card.deployments[model]) for _, card in sorted(self.providers.items()) if model in card.deployments
-        )
+        return self._sold.get(model, ())
 
 
 def last_end(deployments: Iterable[Deployment], on: date) -> date | None:

@@ -219,8 +219,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     score: Score | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Candidates in the order they would be tried, then the excluded ones, by name."""
 
     model: str

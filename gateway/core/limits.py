@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import lru_cache
 from typing import Final
 
 import msgspec
-
-from gateway.core.catalogue import Account
 
 MINUTE_MS: Final = 60_000
 FULL_RETRY_MS: Final = 1_000
@@ -49,15 +46,6 @@ class RateLimits:
 
 NO_LIMITS: Final = RateLimits(scope="", name="")
 """Of whoever has none."""
-
-
-@lru_cache(maxsize=1024)
-def limits_of_account(account: Account) -> RateLimits:
-    """What is configured for a provider account."""
-    where = f"{account.provider}/{account.name}"
-    return RateLimits(
-        scope=f"account:{where}", name=where, rpm=account.rpm, tpm=account.tpm, concurrency=account.concurrency
-    )
 
 
 class RateState(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,6 @@ A candidate is one account of one provider that serves the model. The least scor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -16,14 +15,22 @@ import msgspec
 from gateway.core.beliefs import Beliefs
 from gateway.core.catalogue import Account, Catalogue, Deployment, Model, Policy, ProviderCard
 from gateway.core.estimate import OUTPUT_LIMIT_MAX, AnswerLength
-from gateway.core.exchange import Candidate, CandidateState, Exclusion, InferenceRequest, Plan, Principal, Sort
-from gateway.core.health import WELL, WHY, Health, Subject, failure_probability
-from gateway.core.limits import limits_of_account
+from gateway.core.exchange import (
+    NO_PREFERENCES,
+    Candidate,
+    CandidateState,
+    Exclusion,
+    InferenceRequest,
+    Plan,
+    Principal,
+    Sort,
+)
+from gateway.core.health import WHY, Health, Subject, failure_probability
 from gateway.core.load import UNKNOWN_PACE
 from gateway.core.money import Money
 from gateway.core.policies import order_of
 from gateway.core.prefix import Prompt, Turn
-from gateway.core.pricing import Price
+from gateway.core.pricing import Price, Units
 from gateway.core.scoring import Offer, scored
 from gateway.core.validity import Validity
 
@@ -35,8 +42,7 @@ SOON: Final = timedelta(minutes=5)
 """Who is back by then may take a conversation's next turn."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Circumstances:
+class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     """What a plan depends on besides the request: configuration, health, beliefs and expectations at one moment."""
 
     catalogue: Catalogue
@@ -44,8 +50,8 @@ class Circumstances:
     usable_accounts: frozenset[tuple[str, str]]
     answer_length: AnswerLength
     now: datetime
-    beliefs: Beliefs = field(default_factory=Beliefs)
-    validity: Validity = field(default_factory=Validity)
+    beliefs: Beliefs = msgspec.field(default_factory=Beliefs)
+    validity: Validity = msgspec.field(default_factory=Validity)
     policy: Policy = Policy.EXPECTED_COST
 
 
@@ -59,6 +65,8 @@ class _Seat(NamedTuple):
     output_limit: int
     bar: _Bar | None
     state: CandidateState
+    circuit: Health
+    units: Units | None
 
 
 class _Bar(NamedTuple):
@@ -118,6 +126,7 @@ def _seats(
 ) -> Iterator[_Seat]:
     """The accounts of one provider, each with what speaks against it: first what is true of all of them."""
     price = circumstances.catalogue.prices.in_force(card.name, deployment.model, circumstances.now)
+    units = None if price is None else price.units(cache_ttl=request.cache_ttl)
     bar = (
         _barred_by_rights(principal, card)
         or _barred_by_preference(request, card, price)
@@ -127,20 +136,16 @@ def _seats(
     invalid = _barred_by_validity(request, circumstances, deployment)
     for account in card.accounts:
         own, state = bar, CandidateState.UNROUTABLE
+        involved = _subjects(card.name, account.name, deployment.model)
+        states = tuple(map(circumstances.health_of, involved))
         if own is None and (card.name, account.name) not in circumstances.usable_accounts:
             own = _Bar(Exclusion.NO_CREDENTIAL, NO_CREDENTIAL)
         own = own or unfit
         if own is None:
-            own, state = _with_health(card.name, account.name, deployment.model, circumstances)
+            own, state = _with_health(involved, states, circumstances.now)
             if own is None and invalid is not None:
                 own, state = invalid, CandidateState.EJECTED
-        yield _Seat(card, deployment, account, price, output_limit, own, state)
-
-
-def _failure_odds(key: tuple[str, str, str], circumstances: Circumstances) -> tuple[float, float]:
-    """The chance that an attempt at this circuit fails, and the share of its failures that is billed."""
-    circuit = circumstances.health_of(Subject(*key))
-    return failure_probability(circuit, circumstances.now), circuit.billed_share
+        yield _Seat(card, deployment, account, price, output_limit, own, state, states[2], units)
 
 
 def _candidates(
@@ -154,21 +159,22 @@ def _candidates(
     """Every seat with its limits and, where it has a price, its score and expected cost."""
     beliefs, now = circumstances.beliefs, circumstances.now.timestamp()
     soon = circumstances.now + SOON
-    limits = [limits_of_account(seat.account) for seat in seats]
     answer_tokens = circumstances.answer_length.expected(OUTPUT_LIMIT_MAX)
     offers = []
-    for seat, limit in zip(seats, limits, strict=True):
-        if seat.price is None:
+    for seat in seats:
+        if seat.units is None:
             continue
         key = (seat.card.name, seat.account.name, seat.deployment.model)
         is_open = seat.bar is None or (seat.bar.until is not None and seat.bar.until <= soon)
         output_tokens = min(seat.output_limit, answer_tokens) * request.n
-        units = seat.price.units(cache_ttl=request.cache_ttl)
-        offers.append(Offer(key, units, limit, output_tokens, is_open, *_failure_odds(key, circumstances)))
+        circuit = seat.circuit
+        failing = failure_probability(circuit, circumstances.now) if circuit.failures else 0.0
+        limits = seat.account.limits
+        offers.append(Offer(key, seat.units, limits, output_tokens, is_open, failing, circuit.billed_share))
     terms, tenant = circumstances.catalogue.routing, principal.tenant
     scores = iter(scored(offers, prompt, turn, beliefs, tenant=tenant, terms=terms, now=now))
     found = []
-    for seat, limit in zip(seats, limits, strict=True):
+    for seat in seats:
         score, cost_pico = (None, None) if seat.price is None else next(scores)
         bar = seat.bar
         found.append(
@@ -184,7 +190,7 @@ def _candidates(
                 exclusion=None if bar is None else bar.kind,
                 retry_at=None if bar is None else bar.until,
                 output_limit=seat.output_limit,
-                limits=limit,
+                limits=seat.account.limits,
                 score=score,
             )
         )
@@ -199,6 +205,8 @@ def _barred_by_rights(principal: Principal, card: ProviderCard) -> _Bar | None:
 
 def _barred_by_preference(request: InferenceRequest, card: ProviderCard, price: Price | None) -> _Bar | None:
     wanted = request.preferences
+    if wanted is NO_PREFERENCES:
+        return None
     name = card.name.casefold()
     if wanted.only is not None and name not in wanted.only:
         return _Bar(Exclusion.PREFERENCE, "not in provider.only")
@@ -228,8 +236,8 @@ def _barred_by_card(circumstances: Circumstances, deployment: Deployment, price:
 
 
 def _barred_by_request(request: InferenceRequest, deployment: Deployment, input_tokens: int) -> _Bar | None:
-    lacking = sorted(request.needs - deployment.capabilities)
-    if lacking:
+    if not request.needs <= deployment.capabilities:
+        lacking = sorted(request.needs - deployment.capabilities)
         return _Bar(Exclusion.CAPABILITY, f"does not support {', '.join(lacking)} for this model")
     if request.output_limit is not None and request.output_limit > deployment.max_output:
         return _Bar(Exclusion.CAPABILITY, f"answers at most {deployment.max_output} tokens")
@@ -254,14 +262,12 @@ def _barred_by_validity(request: InferenceRequest, circumstances: Circumstances,
 
 
 def _with_health(
-    provider: str, account: str, model: str, circumstances: Circumstances
+    involved: Sequence[Subject], states: Sequence[Health], now: datetime
 ) -> tuple[_Bar | None, CandidateState]:
     """Out if its account, its model here or its circuit is out; probing if one of them waits for proof."""
-    now, health_of = circumstances.now, circumstances.health_of
     state = CandidateState.HEALTHY
-    for subject in _subjects(provider, account, model):
-        health = health_of(subject)
-        if health is WELL:
+    for subject, health in zip(involved, states, strict=True):
+        if health.out_until is None:
             continue
         if health.is_out(now):
             return _out(subject, health)

@@ -251,7 +251,9 @@ class Conductor:
             (each.provider, each.account): seconds for each in well if (seconds := self._room_in(exchange, each)) > 0
         }
         waited = self.clock.monotonic() - exchange.started
-        hold = worth_holding(replace(made, candidates=tuple(well)), room_in, terms, waited_seconds=waited)
+        hold = worth_holding(
+            msgspec.structs.replace(made, candidates=tuple(well)), room_in, terms, waited_seconds=waited
+        )
         return None if hold is None else hold.candidate
 
     def _room_in(self, exchange: Exchange, candidate: Candidate) -> float:

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from gateway.core.catalogue import Account
-from gateway.core.limits import MINUTE_MS, RateLimits, SlidingMinute, limits_of_account
+from gateway.core.limits import MINUTE_MS, RateLimits, SlidingMinute
 
 NOON = 1_764_000_000_000
 """A moment at the beginning of a second, in milliseconds."""
@@ -119,6 +119,6 @@ def test_limits_that_limit_nothing_are_none(limits: RateLimits, none: bool):
 def test_an_account_has_a_scope_of_its_own():
     """Two providers may both have an account called main."""
     account = Account(provider="moonshot", name="main", rpm=500, tpm=3_000_000, concurrency=100)
-    assert limits_of_account(account) == RateLimits(
+    assert account.limits == RateLimits(
         scope="account:moonshot/main", name="moonshot/main", rpm=500, tpm=3_000_000, concurrency=100
     )
