@@ -103,11 +103,10 @@ def main() -> None:
             health_of=lambda _: WELL,
             usable_accounts=usable,
             answer_length=answer_length,
-            pace={},
             now=now,
             beliefs=beliefs,
         )
-        turn = beliefs.turn(prompt, model=MODEL, tenant="team", now=now.timestamp())
+        turn = beliefs.turn(prompt, tenant="team")
         return plan(
             request, principal, circumstances, model=model, prompt=prompt, turn=turn, output_limit_of=lambda _: 32_768
         )

@@ -212,7 +212,7 @@ class Ours:
 
     def choose(self, i: int, now: float, open_places: list[int]) -> int | None:
         prompt = self._prompt(i)
-        turn = self.beliefs.turn(prompt, model=MODEL, tenant="", now=now)
+        turn = self.beliefs.turn(prompt, tenant="")
         made = plan(
             self.request,
             self.principal,
@@ -221,7 +221,6 @@ class Ours:
                 health_of=lambda subject: self._health(subject, now),
                 usable_accounts=frozenset(self.keys),
                 answer_length=self.answer_length,
-                pace={},
                 now=BEGINS + timedelta(seconds=now),
                 beliefs=self.beliefs,
                 policy=self._policy,

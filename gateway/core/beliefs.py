@@ -23,7 +23,6 @@ from gateway.core.warmth import (
     AccountKey,
     CacheKey,
     Expected,
-    Match,
     Warmth,
 )
 
@@ -96,17 +95,9 @@ class Beliefs:
                 return (index, tokens)
         return None
 
-    def turn(self, prompt: Prompt, *, model: str, tenant: str, now: float) -> Turn:  # noqa: ARG002
+    def turn(self, prompt: Prompt, *, tenant: str) -> Turn:
         """Which turn of its conversation a prompt is, and what it continues."""
         return self._continuation.turn(prompt, tenant)
-
-    def warmth(self, prompt: Prompt, *, model: str, now: float) -> Mapping[AccountKey, tuple[Match, ...]]:
-        """By account, the boundaries of a prompt that its cache has seen, shallow to deep; who has none is left out."""
-        found = {}
-        for (provider, account, of_model), warm in self._warm.items():
-            if of_model == model and (matches := warm.matches(prompt.digests, prompt.tokens, now)):
-                found[(provider, account)] = matches
-        return found
 
     def expected(self, cache: CacheKey, prompt: Prompt, now: float) -> Expected:
         """What to expect of one cache for a prompt, by the survival learned of its provider."""

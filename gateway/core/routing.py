@@ -5,7 +5,7 @@ A candidate is one account of one provider that serves the model. The least scor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -26,7 +26,7 @@ from gateway.core.exchange import (
     Sort,
 )
 from gateway.core.health import WHY, Health, Subject, failure_probability
-from gateway.core.load import UNKNOWN_PACE, Pace
+from gateway.core.load import UNKNOWN_PACE
 from gateway.core.money import Money
 from gateway.core.policies import order_of
 from gateway.core.prefix import Prompt, Turn
@@ -49,7 +49,6 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     health_of: HealthOf
     usable_accounts: frozenset[tuple[str, str]]
     answer_length: AnswerLength
-    pace: Mapping[tuple[str, str], Pace]
     now: datetime
     beliefs: Beliefs = msgspec.field(default_factory=Beliefs)
     validity: Validity = msgspec.field(default_factory=Validity)
@@ -317,10 +316,11 @@ def _order_key(
     if not wanted.order and wanted.sort is None:
         return policy
     rank = {name.casefold(): place for place, name in enumerate(wanted.order)}
+    paces = circumstances.beliefs.pace
 
     def key(candidate: Candidate) -> tuple[float | int | str, ...]:
         assert candidate.expected_cost is not None
-        pace = circumstances.pace.get((candidate.provider, candidate.account), UNKNOWN_PACE)
+        pace = paces.get((candidate.provider, candidate.account), UNKNOWN_PACE)
         sorted_by: float = 0.0
         match wanted.sort:
             case Sort.LATENCY:

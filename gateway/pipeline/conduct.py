@@ -62,7 +62,7 @@ from gateway.pipeline.ports import (
 from gateway.pipeline.reserve import Asking, demand_for, reserve
 from gateway.pipeline.settle import learn, settle
 from gateway.pipeline.telling import SHUTTING_DOWN, gone, headers_of, refusal_for, refuse, unmetered
-from gateway.pipeline.turns import WAIT_SECONDS_MAX, Turns
+from gateway.pipeline.turns import Turns
 from gateway.pipeline.watch import Interrupted, Watch
 from gateway.providers import DIALECTS
 from gateway.providers.reading import AnswerReader
@@ -212,13 +212,11 @@ class Conductor:
             nonlocal waited_for
             if (worth_waiting := self._worth_waiting(exchange, well)) is not None:
                 waited_for = worth_waiting
-                return self._asking(exchange, [worth_waiting])
+                return replace(self._asking(exchange, [worth_waiting]), is_choice=True)
             if waited_for in well:  # the plan is from when its quota was scarce
                 well = [waited_for, *(each for each in well if each is not waited_for)]
             return self._asking(exchange, well)
 
-        terms = exchange.configuration.catalogue.routing
-        seconds_max = WAIT_SECONDS_MAX + (terms.hold_seconds_max if terms.hold_usd_per_second else 0.0)
         with watch:
             reservation, chosen = await reserve(
                 asking,
@@ -226,7 +224,6 @@ class Conductor:
                 exchange.principal,
                 self.allowances,
                 self.turns,
-                wait_seconds_max=seconds_max,
             )
         if waited_for is not None and (waited := self.clock.monotonic() - exchange.started) >= WAIT_TOLD_SECONDS:
             exchange.warnings.append(f"waited {waited:.1f} s for room at a cheaper account")

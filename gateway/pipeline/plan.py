@@ -46,7 +46,6 @@ def make_plan(admitted: Admitted, principal: Principal, planning: Planning) -> P
         health_of=planning.health.of,
         usable_accounts=planning.usable_accounts,
         answer_length=planning.experience.answer_length(model.name),
-        pace=planning.beliefs.pace,
         now=planning.now,
         beliefs=planning.beliefs,
         validity=planning.validity,
@@ -58,7 +57,7 @@ def make_plan(admitted: Admitted, principal: Principal, planning: Planning) -> P
         circumstances,
         model=model,
         prompt=prompt,
-        turn=planning.beliefs.turn(prompt, model=model.name, tenant=principal.tenant, now=planning.now.timestamp()),
+        turn=planning.beliefs.turn(prompt, tenant=principal.tenant),
         output_limit_of=output_limit_of,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Final, assert_never
 
@@ -48,11 +48,13 @@ FULL_WORDS: Final = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asking:
     """A demand as it is at this moment, and the candidates that its accounts stand for, in the same order. ``wants``
-    are the accounts that will do: one that could never have room for it is not kept from others."""
+    are the accounts that will do: one that could never have room for it is not kept from others. ``is_choice``: it
+    waits though others have room; how long, whoever asks sees to."""
 
     demand: Demand
     candidates: tuple[Candidate, ...]
     wants: frozenset[str]
+    is_choice: bool = False
 
 
 def demand_for(
@@ -123,15 +125,13 @@ async def reserve(
     principal: Principal,
     allowances: Allowances,
     turns: Turns,
-    *,
-    wait_seconds_max: float = WAIT_SECONDS_MAX,
 ) -> tuple[Reservation, Candidate]:
     """The hold, and the candidate whose account has room; waits for one if it must. ``asking`` is asked anew before
     each try and raises RefusedError where nobody could serve the request any more. Raises RefusedError."""
     now = asking()
     if not is_needed(now.demand):
         return NOTHING_RESERVED, now.candidates[0]
-    waiting = _Waiting(turns, principal.key_id, wait_seconds_max)
+    waiting = _Waiting(turns, principal.key_id)
     now = _behind_others(now, turns)
     try:
         while True:
@@ -166,23 +166,25 @@ def _behind_others(now: Asking, turns: Turns) -> Asking:
         return now
     accounts = tuple(demand.accounts[place] for place in free) or (_NO_ROOM,)
     candidates = tuple(now.candidates[place] for place in free)
-    return Asking(demand=msgspec.structs.replace(demand, accounts=accounts), candidates=candidates, wants=now.wants)
+    return replace(now, demand=msgspec.structs.replace(demand, accounts=accounts), candidates=candidates)
 
 
 class _Waiting:
     """One request's waiting, from its first turn to its deadline."""
 
-    def __init__(self, turns: Turns, key_id: str, seconds_max: float) -> None:
+    def __init__(self, turns: Turns, key_id: str) -> None:
         self._turns = turns
         self._key_id = key_id
         self._ticket: Ticket | None = None
-        self._deadline = asyncio.get_running_loop().time() + seconds_max
+        self._deadline = asyncio.get_running_loop().time() + WAIT_SECONDS_MAX
         self.is_served = False
 
     async def turn(self, now: Asking, full: AccountsFull) -> None:
         """Waits for the next turn. Raises RefusedError when the queue is full or the deadline has passed."""
         if self._ticket is None:
             self._ticket = Ticket(self._key_id, now.wants)
+        if now.is_choice:
+            self._deadline = asyncio.get_running_loop().time() + WAIT_SECONDS_MAX
         again_after = min(max(full.retry_after_ms / 1000, 0.001), AGAIN_SECONDS_MAX)
         try:
             async with asyncio.timeout_at(self._deadline):

@@ -64,7 +64,7 @@ class Gateway:
     def plan(self, row: Row, now: datetime) -> Planned:
         """All candidates for a row at this moment, best first."""
         principal = self._principal(row.tenant)
-        turn = self._beliefs.turn(row.prompt, model=self._model.name, tenant=row.tenant, now=now.timestamp())
+        turn = self._beliefs.turn(row.prompt, tenant=row.tenant)
         made = plan(
             self._request,
             principal,
@@ -73,7 +73,6 @@ class Gateway:
                 health_of=self._circuits.of,
                 usable_accounts=self._usable,
                 answer_length=self._answer_length,
-                pace=self._beliefs.pace,
                 now=now,
                 beliefs=self._beliefs,
                 policy=self._catalogue.routing.policy,

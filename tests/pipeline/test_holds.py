@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from gateway.core.catalogue import Account, RoutingTerms
+from gateway.pipeline.turns import WAIT_SECONDS_MAX
 from tests.pipeline.reservations import ask, world_of
 from tests.pipeline.virtual_time import on_virtual_time
 from tests.pipeline.world import ALICE, Run, World, answer
@@ -74,3 +75,19 @@ async def test_who_never_fits_an_account_does_not_wait_for_it() -> None:
     run = await ask(world, ALICE)
     assert run.reply.status == 200
     assert run.reply.headers["x-gateway-provider"] == "moonshot"
+
+
+@on_virtual_time
+async def test_who_holds_out_for_nothing_cheaper_does_not_wait_longer() -> None:
+    """Both minutes are used up: it is told so by a status as soon as where nobody may hold."""
+    world = world_of(
+        Account(provider="evolink", name="main", rpm=1), Account(provider="moonshot", name="main", rpm=1)
+    ).scripted(evolink=answer(), moonshot=answer())
+    in_force = replace(world.catalogue, routing=RoutingTerms(hold_usd_per_second=CENT_IN_A_MINUTE / 6))
+    world.conductor.configuration = replace(world.conductor.configuration, catalogue=in_force)
+    for _ in range(2):
+        await ask(world, ALICE)
+    asked = world.clock.monotonic()
+    run = await ask(world, ALICE)
+    assert run.reply.error["code"] == "overloaded"
+    assert world.clock.monotonic() - asked == pytest.approx(WAIT_SECONDS_MAX, abs=0.1)

@@ -42,7 +42,7 @@ def histories(draw: st.DrawFn, *, answers: bool = True) -> list[Happening]:
     for number in range(draw(st.integers(0, 12))):
         at += draw(st.sampled_from((0.0, 1.0, 20.0, 400.0)))
         prompt = draw(prompts())
-        turn = known.turn(prompt, model="m", tenant="t", now=at)
+        turn = known.turn(prompt, tenant="t")
         attempt_id = str(number)
         happened.append(
             Sent(

@@ -40,6 +40,7 @@ from gateway.core.load import Pace
 from gateway.core.prefix import FIRST_TURN, Prompt
 from gateway.core.pricing import PriceTable
 from gateway.core.routing import Circumstances, plan, retry_after_seconds
+from tests.paces import paced
 from tests.pipeline.virtual_time import START
 from tests.pipeline.world import ALICE, MODEL, card, catalogue, deployment, price
 
@@ -69,7 +70,7 @@ class Situation:
             health_of=lambda subject: self.health.get(subject, WELL),
             usable_accounts=self.usable,
             answer_length=AnswerLength(),
-            pace=self.pace,
+            beliefs=paced(self.pace),
             now=START + timedelta(seconds=self.seconds),
         )
         return plan(

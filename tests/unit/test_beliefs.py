@@ -9,10 +9,11 @@ from gateway.core.happenings import Answered, Sent
 from gateway.core.limits import RateLimits
 from gateway.core.prefix import Boundary, Fingerprint, Prompt, prompt_of
 from gateway.core.survival import PRIOR
-from gateway.core.warmth import Match
+from gateway.core.warmth import NOTHING_EXPECTED
 
 AT_ONCE = RateLimits(scope="s", name="n", concurrency=4)
 ACCOUNT = ("p", "a")
+CACHE = (*ACCOUNT, "m")
 
 
 def sent(attempt_id: str, at: float, *, matched_tokens: int = 0) -> Sent:
@@ -52,9 +53,9 @@ def test_what_is_older_than_two_hours_is_forgotten() -> None:
     """It takes no room any more once something was sent later, whatever a clock says afterwards."""
     beliefs, prompt = Beliefs(), Prompt(digests=(1,), tokens=(1_000,))
     beliefs.apply(sent("early", 0.0))
-    assert beliefs.warmth(prompt, model="m", now=7_000.0) == {ACCOUNT: (Match(1_000, 7_000.0),)}
+    assert beliefs.expected(CACHE, prompt, 7_000.0).matched_age == 7_000.0
     beliefs.apply(replace(sent("late", 7_200.0), digests=(2,)))
-    assert beliefs.warmth(prompt, model="m", now=7_000.0) == {}
+    assert beliefs.expected(CACHE, prompt, 7_000.0) == NOTHING_EXPECTED
 
 
 def test_what_is_shorter_than_a_block_says_nothing_of_a_cache() -> None:
@@ -70,7 +71,7 @@ def test_what_is_shorter_than_a_block_says_nothing_of_a_cache() -> None:
 
 
 def test_a_count_that_cannot_be_is_no_anchor() -> None:
-    """A provider that tells far more tokens than there are bytes does not make a conversation too long for everybody."""
+    """A provider that tells far more tokens than there are bytes makes no conversation too long for everybody."""
     read = Fingerprint(boundaries=(Boundary(1, 4_000), Boundary(2, 8_000)))
     assert prompt_of(read, anchor=(0, 1_000), tokens_of_bytes=lambda size: size // 4).tokens == (1_000, 2_000)
     assert prompt_of(read, anchor=(0, 20_000), tokens_of_bytes=lambda size: size // 4).tokens == (20_000, 21_000)

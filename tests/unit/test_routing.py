@@ -30,6 +30,7 @@ from gateway.core.prefix import FIRST_TURN, Prompt
 from gateway.core.quality import Fault
 from gateway.core.routing import Circumstances, plan, retry_after_seconds, subjects
 from gateway.core.validity import Validity
+from tests.paces import paced
 from tests.pipeline.virtual_time import START
 from tests.pipeline.world import ALICE, MODEL, card, catalogue, configuration, deployment, price
 
@@ -59,7 +60,7 @@ def planned(
             health_of=lambda subject: (health or {}).get(subject, WELL),
             usable_accounts=configuration(in_force).usable_accounts if usable is None else usable,
             answer_length=AnswerLength(),
-            pace=pace or {},
+            beliefs=paced(pace or {}),
             now=START + timedelta(seconds=seconds),
             validity=validity or Validity(),
         ),
@@ -168,7 +169,6 @@ def test_the_card_may_speak_against_it() -> None:
             health_of=lambda _: WELL,
             usable_accounts=configuration(limited).usable_accounts,
             answer_length=AnswerLength(),
-            pace={},
             now=START,
         ),
         model=Model(name=MODEL),

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from gateway.core.beliefs import Beliefs
 from gateway.core.catalogue import Account, ProviderCard
 from gateway.core.health import WELL, Health, Subject, failure_probability
-from gateway.core.load import Pace
+from gateway.core.load import UNKNOWN_PACE, Pace
 from gateway.core.validity import Validity
 from gateway.pipeline.exchange import Configuration
 from gateway.pipeline.ports import BalanceTold
@@ -100,11 +100,13 @@ def _balance(told: BalanceTold | None) -> dict[str, object] | None:
 
 
 def _pace(pace: Pace | None) -> dict[str, object] | None:
+    """None where it has answered nothing yet; no time to a first chunk where all of its answers were whole bodies."""
     if pace is None:
         return None
+    is_known = pace.first_chunk_seconds != UNKNOWN_PACE.first_chunk_seconds
     return {
-        "first_chunk_seconds": round(pace.first_chunk_seconds, 3),
-        "tokens_per_second": None if pace.tokens_per_second == float("inf") else round(pace.tokens_per_second, 1),
+        "first_chunk_seconds": round(pace.first_chunk_seconds, 3) if is_known else None,
+        "tokens_per_second": round(pace.tokens_per_second, 1),
     }
 
 
