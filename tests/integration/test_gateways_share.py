@@ -27,7 +27,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 async def houses(anyio_backend: str, database_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[list[House]]:
     """Two gateways over the same simulated providers."""
     async with AsyncExitStack() as stack:
-        simulators = [Simulator(provider, Simulated(seed=11)) for provider in PROVIDERS]
+        slow = Simulated(seed=11, first_byte_ms=500)  # so that what is asked at once is under way at once
+        simulators = [Simulator(provider, slow) for provider in PROVIDERS]
         addresses = await stack.enter_async_context(running(simulators))
         found = []
         for name in ("one", "two"):
