@@ -11,17 +11,15 @@ of ten seconds allowed where the scenario limits.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
+from bench.study import study
 from gateway.core.catalogue import Account, Catalogue, Deployment, Model, Policy, ProviderCard, RoutingTerms
 from gateway.core.money import UnitPrice
 from gateway.core.prefix import Prompt
@@ -32,7 +30,6 @@ from gateway.replay.rows import Row
 from gateway.replay.scenario import Scenario
 from gateway.replay.world import CacheTerms, Latency, ProviderTerms
 
-STUDY: Final = Path(__file__).parents[2] / "shared" / "tools" / "routing_sim.py"
 MODEL: Final = "kimi-k2-thinking"
 BEGINS_AT: Final = datetime(2026, 1, 1, tzinfo=UTC)
 AGREES_WITHIN: Final = 0.002
@@ -40,19 +37,6 @@ AGREES_NEARLY_WITHIN: Final = 0.005
 """Where minutes fill, a request more or less at one moment sends others elsewhere."""
 ITERATIONS: Final = 24
 HOLD_USD_PER_SECOND: Final = 0.0005
-
-
-def study() -> ModuleType:
-    """The independent simulator; exits with the reason where it is not there."""
-    if not STUDY.exists():
-        sys.exit("bench.replay: ../shared/tools/routing_sim.py is not there; nothing to compare with.")
-    spec = importlib.util.spec_from_file_location("routing_sim", STUDY)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["routing_sim"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def rows_of(trace: Any, block: int) -> list[Row]:

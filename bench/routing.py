@@ -6,15 +6,12 @@ bound of its traffic and scenario; beside it stand list price and the study's ow
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
 import click
@@ -22,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from bench.study import study
 from gateway.core.beliefs import Beliefs
 from gateway.core.catalogue import Account, Catalogue, Deployment, Model, Policy, ProviderCard, RoutingTerms
 from gateway.core.estimate import AnswerLength
@@ -36,7 +34,6 @@ from gateway.core.pricing import Price, PriceTable
 from gateway.core.routing import Circumstances, plan
 from gateway.core.warmth import worth_remembering
 
-SIMULATOR: Final = Path(__file__).parent.parent / "../shared/tools/routing_sim.py"
 MODEL: Final = "kimi-k2-thinking"
 BEGINS: Final = datetime(2026, 3, 1, tzinfo=UTC)
 HOLD_USD_PER_SECOND: Final = 0.0005
@@ -105,21 +102,6 @@ OTHERS: Final = (
     *(Cell(trace="synthetic", scenario=name) for name in ("cross-nocache", "accounts4")),
     Cell(trace="synthetic", scenario="limited", holds=True),
 )
-
-
-def simulator() -> ModuleType | str:
-    """The study's simulator, or why there is none."""
-    if not SIMULATOR.exists():
-        return f"{SIMULATOR.name} is not here: this bench measures against the study beside the repository (../shared)."
-    if importlib.util.find_spec("numpy") is None:
-        return "numpy is not installed: install the development dependencies (make setup)."
-    spec = importlib.util.spec_from_file_location("routing_sim", SIMULATOR)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["routing_sim"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _usd(amount: float) -> UnitPrice:
@@ -339,24 +321,23 @@ class Outcome:
 
 def run(cell: Cell) -> Outcome:
     """One cell, in a process of its own: our core, the study's score, list price, and the bound."""
-    study = simulator()
-    assert not isinstance(study, str)
-    trace = study.load(cell.trace)
+    simulator = study()
+    trace = simulator.load(cell.trace)
     if cell.part is not None:
         trace = trace.part(*cell.part, cell.trace)
     options = {name: int(value) if name == "seed" else value for name, value in cell.options}
-    accounts = study.scenario(cell.scenario, trace, **options)
+    accounts = simulator.scenario(cell.scenario, trace, **options)
     holding = {"max_wait": HOLD_SECONDS_MAX} if cell.holds else {}
     policies = {
-        "ours": Ours(block=study.BLOCK, holds=cell.holds, probes=cell.probes),
-        "study": study.ExpectedCost("geo", name="study", **holding),
-        "list": study.Cheapest(),
+        "ours": Ours(block=simulator.BLOCK, holds=cell.holds, probes=cell.probes),
+        "study": simulator.ExpectedCost("geo", name="study", **holding),
+        "list": simulator.Cheapest(),
     }
-    found = {name: study.Simulator(trace, accounts).run(policy) for name, policy in policies.items()}
+    found = {name: simulator.Simulator(trace, accounts).run(policy) for name, policy in policies.items()}
     is_limited = any(min(each.rpm, each.tpm) < float("inf") for each in accounts)
     least = min(each["usd"] for each in found.values()) * 0.99
     wait = HOLD_SECONDS_MAX if cell.holds and is_limited else 0.0
-    bound = study.dp_bound(trace, accounts, iters=BOUND_ROUNDS, ub=least, wait=wait)[0]
+    bound = simulator.dp_bound(trace, accounts, iters=BOUND_ROUNDS, ub=least, wait=wait)[0]
     ours = found["ours"]
     return Outcome(
         trace=cell.trace,
@@ -406,9 +387,7 @@ def _table(outcomes: Sequence[Outcome]) -> Table:
 def main(*, trace: str | None, scenario: str | None, others: bool, processes: int, as_json: bool) -> None:
     """Measure our routing against the bounds; the exit status says whether every target is reached."""
     console, errors = Console(width=None if sys.stdout.isatty() else PAGE_COLUMNS), Console(stderr=True)
-    if isinstance(study := simulator(), str):
-        errors.print(study)
-        sys.exit(1)
+    study()
     cells = [
         each
         for each in (*TARGETS, *(OTHERS if others else ()))

@@ -11,14 +11,13 @@ noisier than anybody assumes; cells without a limit must only have the truth wit
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
+from bench.study import study
 from gateway.core.catalogue import Catalogue, Deployment, Model, ProviderCard
 from gateway.core.estimate import expected_cost
 from gateway.core.money import Money, UnitPrice
@@ -27,7 +26,6 @@ from gateway.core.pricing import Price, PriceTable
 from gateway.core.savings import savings
 from gateway.core.shadow import PastRequest, Shadow
 
-SIMULATOR: Final = Path(__file__).resolve().parents[2] / "shared" / "tools" / "routing_sim.py"
 EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
 MODEL: Final = "kimi-k2-thinking"
 BOUNDARIES_MAX: Final = 16
@@ -86,9 +84,7 @@ CELLS: Final = (
 
 
 def main() -> int:
-    if not SIMULATOR.is_file():
-        print(f"There is no {SIMULATOR.name} beside this project, so there is no truth to compare with.")
-        return 1
+    study()
     cells = [cell for cell in CELLS if all(word in cell.name for word in sys.argv[1:])]
     print(
         f"{'traffic, scenario':44} {'all to':14} {'served':>6} {'truth $':>8} {'shadow $':>8} {'error':>7} "
@@ -115,7 +111,7 @@ def _shown(line: Line) -> str:
 
 def run(cell: Cell) -> list[Line]:
     """Routes the trace, casts the shadows, and asks the simulator for the truth."""
-    simulator = _simulator()
+    simulator = study()
     trace = simulator.load(cell.trace)
     accounts = simulator.scenario(cell.scenario, trace, **dict(cell.changes))
     log: list[tuple[int, int, float, int, int]] = []
@@ -145,16 +141,6 @@ def run(cell: Cell) -> list[Line]:
 
 def _usd(amount: Money) -> float:
     return amount.pico / 1e12
-
-
-def _simulator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("routing_sim", SIMULATOR)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["routing_sim"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _recording(simulator: ModuleType, log: list[tuple[int, int, float, int, int]]) -> Any:
