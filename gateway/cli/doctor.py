@@ -91,6 +91,7 @@ def examine(config_dir: Path | None, *, now: datetime, online: bool) -> Examinat
     _keep_out_of(found, settings)
     loaded = check_config(found, settings.config_dir, now=now)
     check_admin_token(found, settings)
+    check_replicas(found, settings)
     check_data_dir(found, settings.data_dir)
     catalogue = None if loaded is None else loaded.catalogue
     ahead_seconds = check_database(found, settings, catalogue, now=now)
@@ -199,6 +200,20 @@ def check_admin_token(found: Examination, settings: Settings) -> None:
         found.warn("admin_token", f"{path} can be read by others.", f"Run: chmod 600 {path}")
     else:
         found.ok("admin_token", f"{path} holds one that nobody else can read.")
+
+
+def check_replicas(found: Examination, settings: Settings) -> None:
+    """Whether replicas on other hosts would know the same conversations: their digests are keyed by the admin token."""
+    if settings.redis_url is None:
+        return
+    if settings.admin_token is not None:
+        found.ok("replicas", "Replicas with this GATEWAY_ADMIN_TOKEN share what they know of conversations.")
+        return
+    found.ok(
+        "replicas",
+        "Workers of this host share what they know of conversations. Other hosts do once GATEWAY_ADMIN_TOKEN is set to "
+        "the same on all of them.",
+    )
 
 
 def check_data_dir(found: Examination, data_dir: Path) -> None:

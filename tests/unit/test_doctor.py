@@ -160,6 +160,16 @@ def test_the_token_file_is_strong_and_private(tmp_path: Path, content: str, mode
     assert not content or content not in repr(checks)
 
 
+@pytest.mark.parametrize(
+    ("token", "said"), [(STRONG, "with this GATEWAY_ADMIN_TOKEN"), ("", "once GATEWAY_ADMIN_TOKEN")]
+)
+def test_what_replicas_share_depends_on_the_token(token: str, said: str) -> None:
+    """With Redis it is said whether other hosts know the same conversations; without, there are none."""
+    checks = run(status=1, GATEWAY_REDIS_URL="redis://127.0.0.1:1/0", GATEWAY_ADMIN_TOKEN=token, **CREDENTIALS)
+    assert said in only(checks, "replicas").message
+    assert not of(run(status=0, **CREDENTIALS), "replicas")
+
+
 def test_a_data_directory_that_takes_no_files_fails(tmp_path: Path) -> None:
     """A file where the folder should be stops the journal, and so does it here."""
     (tmp_path / "occupied").write_text("", encoding="utf-8")
