@@ -131,7 +131,7 @@ class Beliefs:
         return 0.0 if load is None else load.last_at
 
     def cached_share(self, account: AccountKey) -> float | None:
-        """Of an account's input tokens of late, the share billed as cached; None = it has answered nothing yet."""
+        """Of an account's input tokens of late, the share billed as cached; None = nobody has told yet."""
         found = self._cache_shares.get(account)
         return None if found is None else found.share
 
@@ -178,13 +178,12 @@ class Beliefs:
             self._told.popitem(last=False)
         if sent.matched_tokens >= BLOCK_TOKENS:
             survival = self._survival.setdefault((sent.provider, sent.model), Survival())
-            is_hit = answered.cached_tokens >= HIT_SHARE * sent.matched_tokens
+            is_hit = answered.cached_tokens is not None and answered.cached_tokens >= HIT_SHARE * sent.matched_tokens
             survival.learn(sent.matched_age, is_hit=is_hit, at=answered.at)
         account = (sent.provider, sent.account)
-        shares = self._cache_shares
-        if account not in shares:
-            shares[account] = CacheShare()
-        shares[account].add(answered.input_tokens, answered.cached_tokens)
+        if answered.cached_tokens is not None:
+            share = self._cache_shares.setdefault(account, CacheShare())
+            share.add(answered.input_tokens, answered.cached_tokens)
         if answered.output_tokens > 0 and answered.seconds > 0:
             self._pace[account] = moved(
                 self._pace.get(account, UNKNOWN_PACE),

@@ -35,13 +35,14 @@ class Sent(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="s"):
 
 
 class Answered(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="a"):
-    """An attempt was answered, and the provider told its tokens. ``cached_tokens`` is what it billed as cached, 0 where
-    it told nothing; ``first_chunk_seconds`` is None for a whole body."""
+    """An attempt was answered, and the provider told its tokens. ``cached_tokens`` is what it billed as cached,
+    None where it did not say, and then all of it was billed in full; ``first_chunk_seconds`` is None for a whole
+    body."""
 
     attempt_id: str
     at: float
     input_tokens: int
-    cached_tokens: int
+    cached_tokens: int | None
     output_tokens: int
     seconds: float
     first_chunk_seconds: float | None = None

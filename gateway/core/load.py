@@ -1,4 +1,4 @@
-"""What an account has had to carry: requests and tokens of the last minute, attempts under way, failures, pace."""
+"""What an account carries, and how it does: its last minute, what is under way, its share read from caches, its pace."""
 
 from __future__ import annotations
 

@@ -174,8 +174,8 @@ def _accuracy(check: Check, without_group: Sequence[Shares]) -> Accuracy:
 
 
 def _largest_percent(accuracy: Accuracy) -> float:
-    bounds = (accuracy.error_percent, accuracy.error_percent_low or 0.0, accuracy.error_percent_high or 0.0)
-    return max(abs(bound) for bound in bounds)
+    bounds = (accuracy.error_percent, accuracy.error_percent_low, accuracy.error_percent_high)
+    return max(abs(bound) for bound in bounds if bound is not None)
 
 
 def _half_interval(values: Sequence[float]) -> float:

@@ -60,7 +60,7 @@ class Noting:
                     attempt_id=this.attempt_id,
                     at=now.timestamp(),
                     input_tokens=outcome.usage.input_tokens,
-                    cached_tokens=outcome.usage.cache_read or 0,
+                    cached_tokens=outcome.usage.cache_read,
                     output_tokens=outcome.usage.output_tokens,
                     seconds=(now - this.started_at).total_seconds(),
                     first_chunk_seconds=None

@@ -78,3 +78,15 @@ def test_a_count_that_cannot_be_is_no_anchor() -> None:
     wild = prompt_of(read, anchor=(0, 4_000_000), tokens_of_bytes=lambda size: size // 4)
     assert wild.tokens == (1_000, 2_000)
     assert wild.anchored_tokens == 0
+
+
+def test_what_a_provider_does_not_say_of_its_cache_is_not_zero() -> None:
+    """Its share is unknown, and it was billed in full all the same; who says zero has a share of zero (law L14)."""
+    beliefs = Beliefs()
+    beliefs.apply(sent("silent", 0.0, matched_tokens=600))
+    beliefs.apply(Answered("silent", 5.0, 1_000, None, 10, 5.0))
+    assert beliefs.cached_share(ACCOUNT) is None
+    assert beliefs.survival("p", "m", 5.0)[2] < PRIOR[2]
+    beliefs.apply(sent("saying", 6.0))
+    beliefs.apply(Answered("saying", 9.0, 1_000, 0, 10, 5.0))
+    assert beliefs.cached_share(ACCOUNT) == 0.0
