@@ -1,4 +1,4 @@
-"""What an account carries, and how it does: its last minute, what is under way, its share read from caches, its pace."""
+"""What an account carries and how it does: its last minute, what is under way, its share read from caches, its pace."""
 
 from __future__ import annotations
 
