@@ -325,8 +325,8 @@ def ratio_of(text: str) -> tuple[int, int]:
         factor = Decimal(text)
     except InvalidOperation:
         raise ValueError(f"{text!r} is no decimal number.") from None
-    if not factor.is_finite() or factor < 0 or len(text) > _FACTOR_DIGITS_MAX or abs(factor.adjusted()) > 12:
-        raise ValueError(f"{text!r} is no amount from 0 up, of at most {_FACTOR_DIGITS_MAX} digits.")
+    if not factor.is_finite() or factor < 0 or len(text) > _FACTOR_DIGITS_MAX or abs(factor.adjusted()) > 18:
+        raise ValueError(f"{text!r} is no number from 0 up, of at most {_FACTOR_DIGITS_MAX} digits.")
     return factor.as_integer_ratio()
 
 
