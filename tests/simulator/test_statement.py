@@ -137,7 +137,7 @@ def test_a_bill_keeps_its_newest_lines_and_a_statement_never_hides_that():
     bill = simulator.bill
     assert (bill.numbered, bill.dropped + len(bill.lines)) == (40, 40)
     assert 14 <= len(bill.lines) <= 16
-    assert bill.between(0, 100) == bill.lines == lines[bill.dropped :]
+    assert bill.between(0, 100) == bill.between(bill.dropped - 3, 100) == bill.lines == lines[bill.dropped :]
     assert [line.line for line in bill.between(38, 39)] == [39]
     assert bill.as_json(lines_since=38)["lines"] == lines[38:]
     assert bill.as_json(lines_since=None)["total_pico"] == sum(line.cost_pico for line in lines)
