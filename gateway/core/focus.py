@@ -1,7 +1,7 @@
 """A ledger's charges become FOCUS rows whose every product is exact and whose sum is the ledger's, to the pico-dollar.
 
-A row is one hour x key x provider x account x model x price x class of tokens; a fee has no tokens and is a Credit or an
-Adjustment. What a token cost comes with the charge, never from a price list of today: the rows of a closed month depend
+A row is one hour x key x provider x account x model x price x class of tokens; a fee has no tokens and is a Credit or
+an Adjustment. What a token cost comes with the charge, never from a price list of today: the rows of a closed month depend
 on what it holds, on whose it is, and on the version asked for, and on nothing else.
 
 Cells are text as CSV has it, None for null. Names stay as they were given, character by character, as FOCUS demands
@@ -32,11 +32,12 @@ _PROVIDERS: Final = {
 }
 """What providers and what they sell are called; others go by the names that they have in the configuration."""
 _MAKERS: Final = {"kimi": "Moonshot AI", "moonshot": "Moonshot AI"}
+OUTPUT: Final = "output"
 _METERS: Final = {
     "input": "Input Tokens",
     "cached_input": "Cached Input Tokens",
     "cache_write": "Cache Write Tokens",
-    "output": "Output Tokens",
+    OUTPUT: "Output Tokens",
 }
 
 
@@ -117,7 +118,7 @@ class FocusRows:
         cells[at["ConsumedQuantity"]] = str(fact.tokens)
         cells[at["PricingQuantity"]] = decimal_text(fact.tokens, decimals=6)
         cells[at["x_EstimatedQuantity"]] = str(fact.estimated_tokens)
-        if fact.token_class == "output":
+        if fact.token_class == OUTPUT:
             cells[at["x_ReasoningTokens"]] = str(fact.reasoning_tokens)
         return cells
 

@@ -53,22 +53,11 @@ async def _of_a_day(db: Connection, query: sql.Composed, asked: Mapping[str, Any
 
 
 def _fact(row: Sequence[Any]) -> ChargeFact:
-    hour, key_id, key_name, team, tags, *names, unit, tokens, pico, estimated, failed, requests, reasoning = row
-    return ChargeFact(
-        hour,
-        key_id,
-        key_name,
-        team,
-        _tags(tags),
-        *names,
-        None if unit is None else int(unit),
-        tokens,
-        int(pico),
-        estimated or 0,
-        int(failed or 0),
-        requests,
-        reasoning,
-    )
+    *dimensions, unit, tokens, pico, estimated, failed, requests, reasoning = row
+    dimensions[4] = _tags(dimensions[4])
+    unit_pico = None if unit is None else int(unit)
+    measures = (unit_pico, tokens, int(pico), estimated or 0, int(failed or 0), requests, reasoning)
+    return ChargeFact._make((*dimensions, *measures))
 
 
 @lru_cache(maxsize=10_000)
