@@ -1,8 +1,8 @@
 """A ledger's charges become FOCUS rows whose every product is exact and whose sum is the ledger's, to the pico-dollar.
 
 A row is one hour x key x provider x account x model x price x class of tokens; a fee has no tokens and is a Credit or
-an Adjustment. What a token cost comes with the charge, never from a price list of today: the rows of a closed month depend
-on what it holds, on whose it is, and on the version asked for, and on nothing else.
+an Adjustment. What a token cost comes with the charge, never from a price list of today: the rows of a closed month
+depend on what it holds, on whose it is, and on the version asked for, and on nothing else.
 
 Cells are text as CSV has it, None for null. Names stay as they were given, character by character, as FOCUS demands
 (StringHandling): these files are read by programs. What people open in a spreadsheet are the reports and the ledger,

@@ -15,7 +15,7 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 
 from gateway.adapters.postgres.connections import Connection, Connections
-from gateway.adapters.postgres.facts import bounds, parts
+from gateway.adapters.postgres.facts import bounds, next_month, parts
 from gateway.adapters.postgres.sql import statement
 from gateway.core.focus import BillingAccount, ChargeFact
 
@@ -27,6 +27,12 @@ _DAYS: Final = """
 """
 _ACCOUNT: Final = "SELECT organisation_id, name FROM organisation"
 _CLOSING: Final = "SELECT closed_at, organisation_name, focus_sha256 FROM ledger_closings WHERE month = %s"
+
+
+def is_month(start: datetime, end: datetime) -> bool:
+    """Whether the period is one calendar month, in UTC."""
+    begins = start.astimezone(UTC)
+    return begins == begins.replace(day=1, hour=0, minute=0, second=0, microsecond=0) and end == next_month(begins)
 
 
 async def charges(
@@ -83,9 +89,11 @@ async def closing_of(connections: Connections, month: datetime) -> Closing | Non
     return Closing(row["closed_at"], row["organisation_name"], bytes(row["focus_sha256"]))
 
 
-async def billing_account(connections: Connections) -> BillingAccount:
-    """The organisation as it is called now. Raises StoreUnavailableError."""
+async def billing_account(connections: Connections, start: datetime, end: datetime) -> BillingAccount:
+    """The organisation: as it was called when the month was closed if that is the period, else as it is called now.
+    Raises StoreUnavailableError."""
     async with connections.transaction() as db:
         row = await (await db.execute(_ACCOUNT)).fetchone()
     assert row is not None  # the migration makes it, and it is the only one
-    return BillingAccount(row["organisation_id"], row["name"])
+    closing = await closing_of(connections, start) if is_month(start, end) else None
+    return BillingAccount(row["organisation_id"], row["name"] if closing is None else closing.organisation_name)
