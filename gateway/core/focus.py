@@ -163,7 +163,7 @@ def _common(fact: ChargeFact, account: BillingAccount) -> dict[str, str | None]:
         "SubAccountId": team,
         "SubAccountName": team,
         "SubAccountType": None if team is None else "Team",
-        "Tags": _json(fact.tags),
+        "Tags": _json(fact.tags) if fact.tags else None,
         "x_AccountName": fact.account or None,
         "x_KeyId": key_id,
         "x_KeyName": key_name,

@@ -14,7 +14,7 @@ CROSS JOIN LATERAL (VALUES
     (5, 'fee', 0, fee_pico, 0)
 ) AS classes (number, class, tokens, pico, reasoning)
 CROSS JOIN LATERAL (
-    SELECT CASE WHEN tokens <> 0 AND pico % tokens = 0 AND pico / tokens >= 0 THEN div(pico, tokens) END
+    SELECT CASE WHEN tokens <> 0 AND mod(pico, tokens) = 0 AND pico / tokens >= 0 THEN div(pico, tokens) END
 ) AS prices (unit)
 WHERE tokens <> 0 OR pico <> 0
 GROUP BY hour, key_id, key_name, team, tags, model, provider, account, price_id, is_restated, number, class, unit
