@@ -1,4 +1,4 @@
-"""A FOCUS export is the ledger's rows and nothing else: clean, equal in sum, and of a closed month the same for ever."""
+"""A FOCUS export is the ledger and nothing else: clean, equal in sum, and of a closed month the same for ever."""
 
 from __future__ import annotations
 
@@ -214,6 +214,13 @@ def run(url: str, folder: Path, *arguments: str, status: int = 0) -> Result:
     return done
 
 
+def november(url: str, folder: Path, *options: str) -> dict[str, Any]:
+    """Exports November into a folder; what the command says of it."""
+    told = run(url, folder.parent, "focus", "--month", "2025-11", "--output", str(folder), "--json", *options).stdout
+    said: dict[str, Any] = json.loads(told)
+    return said
+
+
 def close(url: str, focus_sha256: bytes) -> None:
     with psycopg.connect(url, autocommit=True) as db:
         db.execute(
@@ -233,20 +240,7 @@ def renamed(url: str, name: str) -> None:
 
 def test_a_month_is_exported(booked: str, tmp_path: Path) -> None:
     """Both formats, metadata and checksums under the month's name; what is printed is what is in them."""
-    found = json.loads(
-        run(
-            booked,
-            tmp_path,
-            "focus",
-            "--month",
-            "2025-11",
-            "--output",
-            str(tmp_path / "out"),
-            "--format",
-            "both",
-            "--json",
-        ).stdout
-    )
+    found = november(booked, tmp_path / "out", "--format", "both")
     names = ["focus-1.2-2025-11.csv", "focus-1.2-2025-11.parquet", "focus-1.2-2025-11.metadata.json"]
     assert [Path(each["path"]).name for each in found["files"]] == names
     for each in found["files"]:
@@ -257,24 +251,18 @@ def test_a_month_is_exported(booked: str, tmp_path: Path) -> None:
     assert found["matches_closing"] is None
     lines = list(csv.DictReader(io.StringIO((tmp_path / "out" / names[0]).read_text(), newline="")))
     assert sum(Decimal(line["BilledCost"]) for line in lines) == Decimal(found["billed_cost"])
-    assert (
-        "120 rows, BilledCost 0.030008 USD"
-        in run(booked, tmp_path, "focus", "--month", "2025-11", "--output", str(tmp_path / "out")).stdout
-    )
+    done = run(booked, tmp_path, "focus", "--month", "2025-11", "--output", str(tmp_path / "out"))
+    assert "120 rows, BilledCost 0.030008 USD" in done.stdout
 
 
 def test_a_closed_month_is_exported_as_it_was_closed(booked: str, tmp_path: Path) -> None:
     """Under the name that it was closed with and dated then, byte for byte, whatever has happened since."""
     renamed(booked, "As it was")
-    first = json.loads(
-        run(booked, tmp_path, "focus", "--month", "2025-11", "--output", str(tmp_path / "a"), "--json").stdout
-    )
+    first = november(booked, tmp_path / "a")
     close(booked, bytes.fromhex(first["files"][0]["sha256"]))
     renamed(booked, "As it is now")
     for folder in ("b", "c"):
-        again = json.loads(
-            run(booked, tmp_path, "focus", "--month", "2025-11", "--output", str(tmp_path / folder), "--json").stdout
-        )
+        again = november(booked, tmp_path / folder)
         assert (again["state"], again["matches_closing"]) == ("closed", True)
     csv_name, metadata_name = "focus-1.2-2025-11.csv", "focus-1.2-2025-11.metadata.json"
     assert (tmp_path / "c" / csv_name).read_bytes() == (tmp_path / "a" / csv_name).read_bytes()
