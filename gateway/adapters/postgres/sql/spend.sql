@@ -1,4 +1,5 @@
--- Spend by groups; of these sums only those that are asked for are made. The order is that of bytes, in every database.
+-- Spend by groups, costs in pico-dollars; of these sums only those that are asked for are made.
+-- The order is that of bytes, in every database.
 SELECT {asked}
 FROM (
     SELECT
@@ -10,18 +11,18 @@ FROM (
         sum(cache_write_tokens) AS cache_write_tokens,
         sum(output_tokens) AS output_tokens,
         sum(reasoning_tokens) AS reasoning_tokens,
-        sum(cost_pico) AS cost_pico,
-        sum(CASE WHEN usage_source = 'estimated' THEN cost_pico ELSE 0 END) AS estimated_pico,
+        sum(cost_pico) AS cost,
+        sum(CASE WHEN usage_source = 'estimated' THEN cost_pico ELSE 0 END) AS estimated_cost,
         sum(CASE WHEN status IN ('failed', 'abandoned') THEN attempts ELSE 0 END) AS failed_attempts,
-        sum(CASE WHEN status IN ('failed', 'abandoned') THEN cost_pico ELSE 0 END) AS failed_pico,
+        sum(CASE WHEN status IN ('failed', 'abandoned') THEN cost_pico ELSE 0 END) AS failed_cost,
         sum(CASE WHEN status = 'aborted' THEN attempts ELSE 0 END) AS aborted_attempts,
-        sum(CASE WHEN status = 'aborted' THEN cost_pico ELSE 0 END) AS aborted_pico,
-        sum(CASE WHEN is_restated THEN cost_pico ELSE 0 END) AS restated_pico,
-        sum(input_pico) AS input_pico,
-        sum(cached_pico) AS cached_pico,
-        sum(cache_write_pico) AS cache_write_pico,
-        sum(output_pico) AS output_pico,
-        sum(fee_pico) AS fee_pico
+        sum(CASE WHEN status = 'aborted' THEN cost_pico ELSE 0 END) AS aborted_cost,
+        sum(CASE WHEN is_restated THEN cost_pico ELSE 0 END) AS restated_cost,
+        sum(input_pico) AS input_cost,
+        sum(cached_pico) AS cached_cost,
+        sum(cache_write_pico) AS cache_write_cost,
+        sum(output_pico) AS output_cost,
+        sum(fee_pico) AS fee_cost
     FROM ({facts}) AS facts
     WHERE {where}
     GROUP BY {grouped}
