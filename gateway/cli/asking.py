@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeVar
@@ -14,12 +14,21 @@ import click
 from gateway.adapters.journal import journals
 from gateway.adapters.journal.backlog import unshipped_entries
 from gateway.adapters.postgres.reports import Reports
+from gateway.cli.administering import usage
 from gateway.cli.common import database, fail, settings_with
 from gateway.core.fields import FieldError
+from gateway.core.spend import COLUMNS, Selection, parse_conditions
 from gateway.http.books import period
 from gateway.pipeline.ports import StoreUnavailableError
 
 T = TypeVar("T")
+WHERE: Final = click.option(
+    "--where",
+    multiple=True,
+    metavar="GROUP=VALUE",
+    help="Only these, any number of times: of one group any value, of several groups all. Groups: "
+    f"{', '.join(COLUMNS)}, tag:NAME; team= and tag:NAME= are what has none.",
+)
 SHIPPED_SECONDS_MAX: Final = 5.0
 SHIPPED_POLL_SECONDS: Final = 0.05
 
@@ -30,6 +39,12 @@ def asked_period(start: str | None, end: str | None, tz: str) -> tuple[datetime,
         return period(start, end, tz, now=datetime.now(UTC))
     except FieldError as error:
         raise click.BadParameter(str(error), param_hint=f"--{error.field}") from None
+
+
+def asked_selection(start: str | None, end: str | None, tz: str, where: Sequence[str]) -> Selection:
+    """What ``--from``, ``--to``, ``--tz`` and ``--where`` select, for everybody's eyes."""
+    begins, ends = asked_period(start, end, tz)
+    return Selection(start=begins, end=ends, timezone=tz, where=usage(lambda: parse_conditions(where)))
 
 
 def ask_ledger(question: Callable[[Reports], Awaitable[T]]) -> T:
