@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 
-import click
 from rich.console import Console
 from rich.progress import FileSizeColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
 
 async def write(pieces: AsyncIterator[bytes]) -> None:
     """Writes every piece as it comes."""
-    out = click.get_binary_stream("stdout")
+    out = sys.stdout.buffer
     told = Console(stderr=True)
     is_watched = told.is_terminal and not out.isatty()
     columns: list[ProgressColumn] = [TextColumn("Written"), FileSizeColumn(), TimeElapsedColumn()]

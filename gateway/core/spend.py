@@ -51,14 +51,7 @@ hung up. ``restated_cost``: what puts closed months right, and what arrived afte
 input tokens; a provider that tells nothing of its cache counts as having none. ``usd_per_million``: cost per 1,000,000
 tokens, input and output together."""
 
-SUMS: Final[Mapping[str, str]] = {
-    **{name: name for name in ("requests", "attempts", *TOKENS)},
-    **{name: f"{name.removesuffix('cost')}pico" for name in ("cost", "estimated_cost")},
-}
-DETAIL_SUMS: Final[Mapping[str, str]] = {
-    name: f"{name.removesuffix('cost')}pico" if name.endswith("cost") else name for name in DETAIL if name not in RATIOS
-}
-"""The sum behind each measure: amounts are summed in pico-dollars."""
+DETAIL_SUMS: Final = tuple(name for name in DETAIL if name not in RATIOS)
 
 RATIO_DECIMALS: Final = 6
 EMPTY: Final = '""'
@@ -114,8 +107,8 @@ class SpendQuery(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sums(self) -> tuple[str, ...]:
-        """The names of the sums that a row has."""
-        return (*SUMS.values(), *(DETAIL_SUMS.values() if self.detail else ()))
+        """The names of the sums that a row has: its measures but for the ratios; costs are in pico-dollars."""
+        return (*MEASURES, *DETAIL_SUMS) if self.detail else MEASURES
 
     def shown(self, row: SpendRow) -> dict[str, object]:
         """A row under its public names. Amounts are exact decimal strings; ratios are decimal strings of up to six
@@ -250,9 +243,10 @@ def moment_in(zone: str, moment: datetime) -> str:
 
 
 def _measures(sums: Sequence[int], *, detail: bool) -> dict[str, object]:
-    names = (*SUMS, *(DETAIL_SUMS if detail else ()))
-    of = dict(zip(names, sums, strict=True))
-    shown: dict[str, object] = {name: decimal_text(of[name]) if name.endswith("cost") else of[name] for name in names}
+    of = dict(zip((*MEASURES, *DETAIL_SUMS) if detail else MEASURES, sums, strict=True))
+    shown: dict[str, object] = {
+        name: decimal_text(sum_) if name.endswith("cost") else sum_ for name, sum_ in of.items()
+    }
     if detail:
         shown["estimated_share"] = ratio(of["estimated_cost"], of["cost"])
         shown["cache_hit_rate"] = ratio(of["cached_tokens"], of["input_tokens"])
