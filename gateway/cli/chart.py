@@ -50,7 +50,7 @@ class Chart:
 
     def __init__(self, query: SpendQuery) -> None:
         self._query = query
-        self._cost = query.sums.index("cost_pico")
+        self._cost = query.sums.index("cost")
         times: list[str] = [name for name in TIMES if name in query.columns]
         self._finest: str | None = times[-1] if times else None
         self._unit: str | None = self._finest
@@ -123,20 +123,20 @@ class Chart:
             parts = [costs[series] for series in shown]
             bars.append((time, [*parts, costs.total() - sum(parts)] if others else parts))
         if self._names:
-            parts = [totals[series] for series in shown]
             keys = [(labels[series], totals[series]) for series in shown]
             if others:
-                keys.append((f"{len(others):,} others", totals.total() - sum(parts)))
+                keys.append((f"{len(others):,} others", sum(totals[series] for series in others)))
             yield from _legend(keys, width)
         yield from _drawn(bars, width)
         if self._unit != self._finest:
-            yield f"More than {BARS_MAX} bars would be too many: one is a {self._unit} and not a {self._finest}."
+            yield f"A bar is a {self._unit}: with one for each {self._finest} there would be more than {BARS_MAX}."
 
     def _labels(self, all_series: Sequence[Series] | Counter[Series]) -> dict[Series, str]:
         """What each is called; by its id as well, where two are called the same."""
         columns = [name for name in self._query.columns if name not in TIMES]
         named = {
             series: " / ".join(_text(value) for name, value in zip(columns, series, strict=True) if name in self._names)
+            or "all"
             for series in all_series
         }
         often = Counter(named.values())
@@ -165,7 +165,7 @@ def _text(value: str | None) -> str:
 
 
 def _legend(keys: Sequence[tuple[str, int]], width: int) -> Iterator[str]:
-    decimals = _decimals(cost for _, cost in keys)
+    decimals = _decimals([sum(cost for _, cost in keys)])
     for shade, (label, cost) in zip(SHADES, keys, strict=False):
         amount = _amount(cost, decimals)
         yield f"  {shade} {_cropped(label, width - len(amount) - 6)}  {amount}"
@@ -204,7 +204,7 @@ def _cropped(text: str, cells: int) -> str:
     return text if cell_len(text) <= cells else f"{set_cell_size(text, cells - 1).rstrip()}…"
 
 
-def _decimals(picos: Iterator[int] | Sequence[int]) -> int:
+def _decimals(picos: Sequence[int]) -> int:
     """So many that the largest amount has ``SIGNIFICANT_DIGITS``; at least cents, at most pico-dollars."""
     digits = len(str(max((abs(pico) for pico in picos), default=0)))
     return min(12, max(2, SIGNIFICANT_DIGITS + len(str(PICO_PER_USD)) - 1 - digits))
