@@ -24,6 +24,7 @@ T = TypeVar("T")
 OCTOBER: Final = datetime(2025, 10, 20, 12, 0, tzinfo=UTC)
 NOVEMBER: Final = datetime(2025, 11, 1, tzinfo=UTC)
 DECEMBER: Final = datetime(2025, 12, 1, tzinfo=UTC)
+ALL: Final = (datetime(2025, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC))
 
 SUMS_DIFFER: Final = """
 WITH measures AS (
