@@ -211,11 +211,18 @@ def test_a_product_that_is_none_is_refused():
         cells(fact(cost_pico=1))
 
 
-def test_templates_do_not_mix():
-    """Rows are the same whether those before them were alike or not."""
-    together = exported(FACTS * 2)[1]
-    assert together == [line for one in FACTS * 2 for line in exported([one])[1]]
-    assert together[: len(FACTS)] == together[len(FACTS) :]
+def test_what_is_kept_of_a_row_is_not_mixed_up():
+    """A row is the same whichever rows were made before it, also those that differ from it in one thing alone."""
+    others: list[dict[str, Any]] = [
+        *({"hour": MONTH + timedelta(hours=1)}, {"key_id": "key_2"}, {"key_name": "other"}, {"team": "red"}),
+        *({"team": None}, {"tags": {}}, {"tags": {"env": "production"}}, {"model": "other"}, {"provider": "evolink"}),
+        *({"account": "second"}, {"price_id": "other"}, {"is_restated": True}, {"token_class": "input"}),
+        *({"unit_pico": 1}, {"tokens": 5}, {"estimated_tokens": 5}, {"failed_pico": 5}, {"requests": 5}),
+        {"reasoning_tokens": 5},
+    ]
+    facts = [fact(), *(fact(**changes) for changes in others), fee(5), fee(-5), fee(5, team="red"), fact()]
+    assert exported(facts)[1] == [line for one in facts for line in exported([one])[1]]
+    assert len({tuple(line) for line in exported(facts)[1]}) == len(facts) - 1
 
 
 @pytest.mark.parametrize("version", FOCUS_VERSIONS)
