@@ -24,7 +24,9 @@ MODEL_MISMATCH_FLAG: Final = "model_mismatch"
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, tag="settle", tag_field="t"):
     """One upstream attempt, settled. Field meanings: INTERFACE §4; None = not told, which is not zero.
 
-    Budgets count it in the window of ``admitted_at``; ``held_pico`` is what they held for all of its request."""
+    Budgets count it in the window of ``admitted_at``; ``held_pico`` is what they held for all of its request. A row
+    that ``corrects`` another belongs to the batch ``correction_id``; where it puts a closed month right, ``restates``
+    is when that happened which it corrects, and ``started_at`` when it counts."""
 
     attempt_id: str
     request_id: str
@@ -66,6 +68,8 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, tag="settle", tag_f
     corrects: str | None = None
     admitted_at: datetime | None = None
     held_pico: int | None = None
+    correction_id: str | None = None
+    restates: datetime | None = None
 
     def __post_init__(self) -> None:
         parts = self.input_pico + self.cached_pico + self.cache_write_pico + self.output_pico + self.fee_pico

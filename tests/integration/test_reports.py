@@ -138,7 +138,7 @@ def test_a_report_is_the_sum_of_its_entries(
     """L1, L5: for any bounds, ragged or not, each row and the total equal a sum over the entries in Python."""
     with psycopg.connect(module_database_url, autocommit=True) as db, db.transaction():
         db.execute("SET LOCAL gateway.maintenance = 'on'")
-        db.execute("TRUNCATE ledger, spend_rollup, journal_offsets")
+        db.execute("TRUNCATE ledger, spend_rollup, spend_groups, journal_offsets")
     ship(module_database_url, tmp_path_factory.mktemp("journals"), *entries)
     start = T0 + timedelta(microseconds=begin)
     end = start + timedelta(microseconds=length)

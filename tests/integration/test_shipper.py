@@ -22,7 +22,7 @@ from gateway.core.exchange import AttemptStatus
 from gateway.core.ledger import LedgerEntry, Record
 from gateway.core.usage import NO_USAGE, Usage, UsageSource
 from tests.integration.lines import Line
-from tests.integration.samples import T0, entry, intent, plan, progress
+from tests.integration.samples import ROLLED_UP, T0, entry, intent, plan, progress
 
 pytestmark = pytest.mark.integration
 
@@ -30,8 +30,9 @@ WAIT_SECONDS_MAX = 30
 ROLLUP = """
 SELECT requests, attempts, failed_attempts, input_tokens, cached_tokens, cache_write_tokens, output_tokens,
     reasoning_tokens, cost_pico, estimated_cost_pico, failed_cost_pico
-FROM (SELECT {sums} FROM spend_rollup) AS summed
+FROM (SELECT {sums} FROM {rolled_up} WHERE grain = {grain}) AS summed
 """
+GRAINS = ("quarter", "day", "month")
 SUMS = ", ".join(
     f"sum({name})::bigint AS {name}"
     for name in (
@@ -114,7 +115,13 @@ def ship_once(journal: JournalWriter, url: str, clock: SteppedClock, *records: R
 
 
 def rolled_up(db: psycopg.Connection) -> tuple[int, ...] | None:
-    return db.execute(ROLLUP.format(sums=SUMS).encode()).fetchone()
+    """The sums, which are the same in every grain."""
+    found = {
+        db.execute(ROLLUP.format(sums=SUMS, rolled_up=ROLLED_UP, grain=f"'{grain}'").encode()).fetchone()
+        for grain in GRAINS
+    }
+    assert len(found) == 1
+    return found.pop()
 
 
 def expected(entries: list[LedgerEntry]) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ import psycopg
 from gateway.adapters.embedded import EmbeddedPostgres
 from gateway.adapters.journal import JournalWriter, journal_id
 from gateway.core.ledger import LedgerEntry
+from tests.integration.samples import ROLLED_UP
 from tests.prove.client import Answer
 from tests.prove.proof import Ground, Proven, told
 from tests.prove.records import SUMS, settlements, sums_of
@@ -41,9 +42,10 @@ POLL_SECONDS: Final = 0.05
 SIMULATOR: Final = {"first_byte_ms": 40.0, "tokens_per_chunk": 8, "chunk_ms": 5.0}
 
 _ROLLED_UP: Final = (
-    f"SELECT {', '.join(f'coalesce(sum({name}), 0)::bigint' for name in SUMS)} FROM spend_rollup WHERE key_id = %s"
+    f"SELECT {', '.join(f'coalesce(sum({name}), 0)::bigint' for name in SUMS)} FROM {ROLLED_UP} "
+    "WHERE grain = 'quarter' AND key_id = %s"
 )
-_COUNT: Final = "SELECT coalesce(sum(attempts), 0)::bigint FROM spend_rollup WHERE key_id = %s"
+_COUNT: Final = f"SELECT coalesce(sum(attempts), 0)::bigint FROM {ROLLED_UP} WHERE grain = 'quarter' AND key_id = %s"
 
 
 @dataclass(slots=True)

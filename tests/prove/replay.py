@@ -18,7 +18,7 @@ from gateway.adapters.journal.outbox import Outbox
 from gateway.adapters.journal.segments import segment_numbers, segment_path
 from gateway.adapters.postgres.shipper import Shipper
 from gateway.core.ledger import LedgerEntry
-from tests.integration.samples import plan
+from tests.integration.samples import ROLLED_UP, plan
 from tests.prove.proof import Ground, Proven, told
 from tests.prove.records import SUMS, settlements, sums_of
 
@@ -27,10 +27,13 @@ SHIPPERS: Final = 2
 SEGMENTS: Final = 20
 PLANS_EVERY: Final = 10
 SHIP_SECONDS_MAX: Final = 600.0
-_ROLLED_UP: Final = f"SELECT {', '.join(f'coalesce(sum({name}), 0)::bigint' for name in SUMS)} FROM spend_rollup"
+_ROLLED_UP: Final = (
+    f"SELECT {', '.join(f'coalesce(sum({name}), 0)::bigint' for name in SUMS)} FROM {ROLLED_UP} WHERE grain = %s"
+)
+_GRAINS: Final = ("quarter", "day", "month")
 _STATE: Final = """
 SELECT (SELECT count(*) FROM ledger), (SELECT count(*) FROM exchanges),
-    (SELECT md5(string_agg(md5(r::text), '' ORDER BY bucket, group_digest)) FROM spend_rollup AS r)
+    (SELECT md5(string_agg(md5(r::text), '' ORDER BY grain, bucket, group_id)) FROM spend_rollup AS r)
 """
 
 
@@ -46,12 +49,12 @@ def prove(size: int, ground: Ground) -> Proven:
             added.append(asyncio.run(_ship(url, segments, ground.folder, number)))
             states.append(db.execute(_STATE).fetchone())
             ground.tick(size)
-        rolled_up = db.execute(_ROLLED_UP).fetchone()
+        rolled_up = {db.execute(_ROLLED_UP, [grain]).fetchone() for grain in _GRAINS}
     if added != [size, *[0] * (ROUNDS - 1)]:
         violations.append(f"rows added by the rounds: {added}, expected {size} and then none")
     if len(set(states)) != 1:
         violations.append(f"ledger and roll-ups moved between the rounds: {states}")
-    if rolled_up != (expected := sums_of(entries)):
+    if rolled_up != {expected := sums_of(entries)}:
         violations.append(f"roll-ups sum to {rolled_up}, the entries to {expected}")
     figure = (
         f"{size:,} settlements in {len(segments)} segments, {ROUNDS} times shuffled by {SHIPPERS} shippers at once: "

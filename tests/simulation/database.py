@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 
 import psycopg
 
-from gateway.adapters.postgres import shipper
+from gateway.adapters.postgres import entries, shipper
 from gateway.adapters.postgres.sql import statement
 from gateway.adapters.postgres.tables import LEDGER_COLUMNS
 from tests.simulation.life import Life, never
@@ -161,7 +161,7 @@ class Connection:
 
     @asynccontextmanager
     async def copy(self, sql: bytes):  # type: ignore[no-untyped-def]
-        assert sql == shipper._COPY
+        assert sql == entries._COPY
         yield self
 
     def set_types(self, types: Sequence[str]) -> None:
@@ -266,6 +266,8 @@ _STATEMENTS: Final[Mapping[bytes, Callable[..., Any]]] = {
     statement("session"): _nothing,
     statement("ship_ledger"): Connection.ship,
     shipper._LOCK: _nothing,
+    entries.HOLD_OPEN: _nothing,
+    shipper._ARCHIVED: _nothing,
     shipper._OFFSET: lambda _, tables, journal_id: tables.offsets.get(journal_id),
     shipper._MOVE: _move,
     shipper._PLANS: _plans,

@@ -1,7 +1,7 @@
 """The ledger and its sums as finance sees them: exact, in a fixed order, streamed where they may be long.
 
-Sums come from the roll-up of quarter hours, which is kept in the ledger's own transaction (law L5), and from the
-ledger itself for the ragged ends of a period that does not begin or end on a quarter hour.
+Sums come from the roll-ups of months, days and quarter hours, which are kept in the ledger's own transaction (law L5),
+and from the ledger itself for the ragged ends of a period that does not begin or end on a quarter hour.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -18,6 +18,7 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 
 from gateway.adapters.postgres.connections import Connections
+from gateway.adapters.postgres.facts import Grain, bounds, parts
 from gateway.adapters.postgres.past import past, past_rows
 from gateway.adapters.postgres.sql import statement
 from gateway.adapters.postgres.tables import ledger_row_json, moment_text
@@ -25,7 +26,6 @@ from gateway.core.money import decimal_text
 from gateway.core.shadow import PastRequest
 from gateway.replay.rows import Row
 
-QUARTER: Final = timedelta(minutes=15)
 FETCH_ROWS: Final = 1_000
 TOKENS: Final = ("input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 COUNTS: Final = ("requests", "attempts")
@@ -63,17 +63,17 @@ class Reports:
     ) -> dict[str, object]:
         zone = _zone(timezone)
         columns, tags = _columns(group_by)
-        first, last = _quarter_after(start), _quarter_before(end)
-        if first > last:
-            first = last = end
-        bounds = {"start": start, "end": end, "first": first, "last": last, "tz": timezone, "team": team, **tags}
+        coarsest: Grain = "quarter" if not {"hour", "day", "month"}.isdisjoint(group_by) else "month"
+        covered = parts(start, end, coarsest=coarsest)
+        asked = {"tz": timezone, "team": team, **bounds(covered), **tags}
         query = sql.SQL(statement("spend").decode()).format(
+            facts=sql.SQL(statement("facts").decode()),
             groups=sql.SQL(", ").join([*(expression for _, expression in columns), sql.SQL("true")]),
             order=sql.SQL(", ").join(sql.SQL(str(number + 1)) for number in range(len(columns) + 1)),
         )
         async with self._connections.transaction() as db:
             cursor = db.cursor(row_factory=tuple_row)
-            found = await (await cursor.execute(query, bounds)).fetchall()
+            found = await (await cursor.execute(query, asked)).fetchall()
         names = [name for name, _ in columns]
         rows = [_spend_row(dict(zip(names, values, strict=False)), values[len(names) + 1 :]) for values in found]
         sums = [values[len(names) + 1 :] for values in found]
@@ -193,16 +193,3 @@ def _lines(row: dict[str, Any]) -> list[dict[str, object]]:
     if row["fee_pico"]:
         lines.append({"class": "fee", "tokens": 0, "usd_per_million": "0", "cost": decimal_text(row["fee_pico"])})
     return lines
-
-
-def _quarter_before(moment: datetime) -> datetime:
-    utc = moment.astimezone(UTC)
-    return utc.replace(minute=utc.minute // 15 * 15, second=0, microsecond=0)
-
-
-def _quarter_after(moment: datetime) -> datetime:
-    before = _quarter_before(moment)
-    try:
-        return before if before == moment else before + QUARTER
-    except OverflowError:
-        return moment  # the last quarter hour of all time

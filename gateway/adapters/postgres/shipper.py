@@ -20,9 +20,10 @@ import msgspec
 import psycopg
 from psycopg.types.json import set_json_dumps
 
+from gateway.adapters.postgres.entries import HOLD_OPEN, add_entries
 from gateway.adapters.postgres.prompts import packed
 from gateway.adapters.postgres.sql import statement
-from gateway.adapters.postgres.tables import LEDGER_COLUMNS, LEDGER_TYPES, without_nul
+from gateway.adapters.postgres.tables import without_nul
 from gateway.core.ledger import LedgerEntry, PlanRecord, Record
 from gateway.pipeline.ports import Clock
 
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 
 BATCH_ITEMS_MAX: Final = 1_000
 SLICE_ITEMS_MAX: Final = 100
-"""So many records are read, or written, before the requests in flight have their turn: about a millisecond."""
+"""So many records are read before the requests in flight have their turn: about a millisecond."""
 POLL_SECONDS: Final = 1.0
 LINGER_SECONDS: Final = 0.05
 """At most one transaction per this long while records trickle in: each one costs as much as a hundred rows."""
@@ -43,10 +44,11 @@ BACKOFF_SECONDS_MAX: Final = 30.0
 CONNECT_SECONDS_MAX: Final = 5
 TCP_SECONDS_MAX: Final = 60
 REASON_LENGTH_MAX: Final = 1_000
+_ARCHIVED_REASON: Final = "its month is archived: whether it was counted then is to be looked up in the archive"
 
-_COPY: Final = f"COPY ledger_staging ({', '.join(LEDGER_COLUMNS)}) FROM STDIN (FORMAT binary)".encode()
 _LOCK: Final = b"SELECT pg_advisory_xact_lock(hashtextextended('gateway.journal/' || %s, 0))"
 _OFFSET: Final = b"SELECT segment, byte_offset FROM journal_offsets WHERE journal_id = %s"
+_ARCHIVED: Final = b"SELECT nullif(archived_until(), '-infinity')"
 _MOVE: Final = b"""
 INSERT INTO journal_offsets (journal_id, segment, byte_offset) VALUES (%s, %s, %s)
 ON CONFLICT (journal_id) DO UPDATE
@@ -349,9 +351,12 @@ class Shipper:
         db = await self._connected()
         added = 0
         async with db.transaction(), db.cursor() as cursor:
-            await self._hold(cursor, source.journal_id)
+            archived_until = await self._hold(cursor, source.journal_id)
+            if archived_until is not None and set_aside is None:
+                unreadable += [(item, _ARCHIVED_REASON) for item in items if _is_before(item.record, archived_until)]
+                entries = [entry for entry in entries if not _is_before(entry, archived_until)]
             if entries:
-                added = await _add_entries(cursor, entries, source.journal_id)
+                added = await add_entries(cursor, entries, source.journal_id)
             if plans:
                 await _add_plans(cursor, plans)
             for item, reason in unreadable:
@@ -366,12 +371,16 @@ class Shipper:
                 "a record at %s/%d/%d was set aside: %s", source.journal_id, item.segment, item.byte_offset, reason
             )
 
-    async def _hold(self, cursor: psycopg.AsyncCursor, journal_id: str) -> None:
-        """Alone with this journal until the end of the transaction, and still where we thought it was."""
+    async def _hold(self, cursor: psycopg.AsyncCursor, journal_id: str) -> datetime | None:
+        """Alone with this journal until the end of the transaction, still where we thought it was, and no month is
+        closed meanwhile. Answers until when months are archived."""
         await cursor.execute(_LOCK, [journal_id])
+        await cursor.execute(HOLD_OPEN)
         row = await (await cursor.execute(_OFFSET, [journal_id])).fetchone()
         if ((0, 0) if row is None else (row[0], row[1])) != self._stored.get(journal_id, (0, 0)):
             raise _MovedError
+        archived = await (await cursor.execute(_ARCHIVED)).fetchone()
+        return None if archived is None else archived[0]
 
     async def _ensure_months(self, entries: Sequence[LedgerEntry], plans: Sequence[PlanRecord]) -> None:
         moments = [entry.started_at for entry in entries] + [plan.made_at for plan in plans]
@@ -454,6 +463,10 @@ def is_poison(error: psycopg.Error | OverflowError) -> bool:
     return error.sqlstate[:2] in _POISON_CLASSES
 
 
+def _is_before(record: Record | str, moment: datetime) -> bool:
+    return isinstance(record, LedgerEntry) and record.started_at < moment
+
+
 async def _read_batch(source: Source, place: Place) -> tuple[list[Item], Place]:
     """What there is to ship next, up to BATCH_ITEMS_MAX, and the place up to which everything has been looked at."""
     items: list[Item] = []
@@ -464,18 +477,6 @@ async def _read_batch(source: Source, place: Place) -> tuple[list[Item], Place]:
         if not reading.items or place == before or len(items) >= BATCH_ITEMS_MAX:
             return items, place
         await asyncio.sleep(0)
-
-
-async def _add_entries(cursor: psycopg.AsyncCursor, entries: Sequence[LedgerEntry], journal_id: str) -> int:
-    async with cursor.copy(_COPY) as copy:
-        copy.set_types(LEDGER_TYPES)
-        for number, entry in enumerate(entries, start=1):
-            await copy.write_row(msgspec.structs.astuple(entry))
-            if number % SLICE_ITEMS_MAX == 0:
-                await asyncio.sleep(0)
-    row = await (await cursor.execute(statement("ship_ledger"), {"journal_id": journal_id})).fetchone()
-    assert row is not None
-    return int(row[0])
 
 
 async def _add_plans(cursor: psycopg.AsyncCursor, plans: Sequence[PlanRecord]) -> None:

@@ -20,7 +20,7 @@ _TYPES: Final[Mapping[str, str]] = {
     "is_final": "bool",
     "tags": "jsonb",
     "flags": "text[]",
-    **dict.fromkeys(("started_at", "finished_at", "admitted_at"), "timestamptz"),
+    **dict.fromkeys(("started_at", "finished_at", "admitted_at", "restates"), "timestamptz"),
     **dict.fromkeys(
         ("attempt", "ttft_ms", "http_status", "input_tokens", "cached_tokens", "cache_write_tokens"), "int8"
     ),

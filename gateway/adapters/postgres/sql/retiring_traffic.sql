@@ -4,8 +4,8 @@ SELECT
     sum(input_tokens)::bigint AS input_tokens, sum(cached_tokens)::bigint AS cached_tokens,
     sum(cache_write_tokens)::bigint AS cache_write_tokens, sum(output_tokens)::bigint AS output_tokens,
     sum(cost_pico) AS cost_pico
-FROM spend_rollup
-WHERE bucket >= %(since)s
+FROM spend_rollup JOIN spend_groups USING (group_id)
+WHERE grain = 'quarter' AND bucket >= %(since)s
   AND (provider, model) IN (SELECT * FROM unnest(%(providers)s::text[], %(models)s::text[]))
 GROUP BY provider, model, team, key_id
 HAVING sum(attempts) > 0

@@ -1,71 +1,120 @@
--- The staged rows that are new become ledger rows, and only those count in the roll-up and in the postings that budgets
--- are measured by (laws L4, L5, L6). Answers how many. The roll-up is updated in the order of its key, so that two
--- shippers wait for each other and never lock up; postings are the journal's own.
-WITH added AS (
+-- The staged rows that are new become ledger rows, and only those count in the roll-ups and in the postings that budgets
+-- are measured by (laws L4, L5, L6). Answers how many. What arrives after its month was closed counts when the first open
+-- month begins, once. Groups, roll-ups and postings are written in the order of their keys, so that two shippers wait for
+-- each other and never lock up. Whoever runs this holds the lock of closing, shared.
+WITH closed AS (
+    SELECT closed_until() AS closed_until
+),
+staged AS (
+    SELECT s.*, closed_until, corrects IS NULL AND started_at < closed_until AS is_late
+    FROM ledger_staging AS s
+    CROSS JOIN closed
+),
+late AS (
+    INSERT INTO late_attempts (attempt_id, started_at, counted_at)
+    SELECT attempt_id, started_at, closed_until
+    FROM staged
+    WHERE is_late AND NOT EXISTS (
+        SELECT FROM ledger AS l WHERE l.started_at = staged.started_at AND l.attempt_id = staged.attempt_id
+    )
+    ON CONFLICT DO NOTHING
+    RETURNING attempt_id
+),
+added AS (
     INSERT INTO ledger (
         attempt_id, request_id, attempt, is_final, key_id, key_name, team, tags, surface, model, provider, account,
         upstream_model, served_model, upstream_request_id, started_at, finished_at, ttft_ms, status, http_status,
         error_type, usage_source, input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
         reasoning_source, price_id, input_pico, cached_pico, cache_write_pico, output_pico, fee_pico, cost_pico,
-        list_pico, flags, corrects, admitted_at, held_pico
+        list_pico, flags, corrects, admitted_at, held_pico, correction_id, restates
     )
     SELECT
         attempt_id, request_id, attempt, is_final, key_id, key_name, team, tags, surface, model, provider, account,
-        upstream_model, served_model, upstream_request_id, started_at, finished_at, ttft_ms, status, http_status,
-        error_type, usage_source, input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
-        reasoning_source, price_id, input_pico, cached_pico, cache_write_pico, output_pico, fee_pico, cost_pico,
-        list_pico, flags, corrects, admitted_at, held_pico
-    FROM ledger_staging
+        upstream_model, served_model, upstream_request_id, CASE WHEN is_late THEN closed_until ELSE started_at END,
+        finished_at, ttft_ms, status, http_status, error_type, usage_source, input_tokens, cached_tokens,
+        cache_write_tokens, output_tokens, reasoning_tokens, reasoning_source, price_id, input_pico, cached_pico,
+        cache_write_pico, output_pico, fee_pico, cost_pico, list_pico, flags, corrects, admitted_at, held_pico,
+        correction_id, CASE WHEN is_late THEN started_at ELSE restates END
+    FROM staged
+    WHERE NOT is_late OR attempt_id IN (SELECT attempt_id FROM late)
     ON CONFLICT DO NOTHING
-    RETURNING
-        started_at, key_id, key_name, team, model, provider, account, tags, is_final, corrects, status, usage_source,
-        input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens, cost_pico, admitted_at
+    RETURNING *
 ),
 summed AS (
     SELECT
         date_bin('15 minutes', started_at, 'epoch') AS bucket,
-        key_id, key_name, team, model, provider, account, tags,
-        count(*) FILTER (WHERE is_final) AS requests,
+        key_id, key_name, team, tags, model, provider, account, price_id, status, usage_source,
+        restates IS NOT NULL AS is_restated,
+        cache_write_unit(cache_write_tokens, cache_write_pico) AS cache_write_unit,
+        count(*) FILTER (WHERE is_final AND corrects IS NULL) AS requests,
         count(*) FILTER (WHERE corrects IS NULL) AS attempts,
-        count(*) FILTER (WHERE corrects IS NULL AND status IN ('failed', 'abandoned')) AS failed_attempts,
         sum(input_tokens) AS input_tokens,
         coalesce(sum(cached_tokens), 0) AS cached_tokens,
         sum(cache_write_tokens) AS cache_write_tokens,
         sum(output_tokens) AS output_tokens,
         coalesce(sum(reasoning_tokens), 0) AS reasoning_tokens,
+        sum(input_pico) AS input_pico,
+        sum(cached_pico) AS cached_pico,
+        sum(cache_write_pico) AS cache_write_pico,
+        sum(output_pico) AS output_pico,
+        sum(fee_pico) AS fee_pico,
         sum(cost_pico) AS cost_pico,
-        coalesce(sum(cost_pico) FILTER (WHERE usage_source = 'estimated'), 0) AS estimated_cost_pico,
-        coalesce(sum(cost_pico) FILTER (WHERE status IN ('failed', 'abandoned')), 0) AS failed_cost_pico
+        sum(list_pico) AS list_pico
     FROM added
-    GROUP BY 1, key_id, key_name, team, model, provider, account, tags
+    GROUP BY 1, key_id, key_name, team, tags, model, provider, account, price_id, status, usage_source, 12, 13
+),
+grouped AS (
+    SELECT
+        spend_group_id(
+            key_id, key_name, team, tags, model, provider, account, price_id, status, usage_source, is_restated,
+            cache_write_unit
+        ) AS group_id,
+        *
+    FROM summed
+),
+named AS (
+    INSERT INTO spend_groups (
+        group_id, key_id, key_name, team, tags, model, provider, account, price_id, status, usage_source, is_restated,
+        cache_write_unit
+    )
+    SELECT DISTINCT ON (group_id)
+        group_id, key_id, key_name, team, tags, model, provider, account, price_id, status, usage_source, is_restated,
+        cache_write_unit
+    FROM grouped AS g
+    WHERE NOT EXISTS (SELECT FROM spend_groups AS known WHERE known.group_id = g.group_id)
+    ORDER BY group_id
+    ON CONFLICT DO NOTHING
 ),
 rolled_up AS (
     INSERT INTO spend_rollup AS r (
-        bucket, group_digest, key_id, key_name, team, model, provider, account, tags, requests, attempts,
-        failed_attempts, input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens, cost_pico,
-        estimated_cost_pico, failed_cost_pico
+        grain, bucket, group_id, requests, attempts, input_tokens, cached_tokens, cache_write_tokens, output_tokens,
+        reasoning_tokens, input_pico, cached_pico, cache_write_pico, output_pico, fee_pico, cost_pico, list_pico
     )
     SELECT
-        bucket,
-        sha256(convert_to(jsonb_build_array(key_id, key_name, team, model, provider, account, tags)::text, 'UTF8'))
-            AS group_digest,
-        key_id, key_name, team, model, provider, account, tags, requests, attempts, failed_attempts, input_tokens,
-        cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens, cost_pico, estimated_cost_pico,
-        failed_cost_pico
-    FROM summed
-    ORDER BY bucket, group_digest
-    ON CONFLICT (bucket, group_digest) DO UPDATE SET
+        grain, of_grain, group_id, sum(requests), sum(attempts), sum(input_tokens), sum(cached_tokens),
+        sum(cache_write_tokens), sum(output_tokens), sum(reasoning_tokens), sum(input_pico), sum(cached_pico),
+        sum(cache_write_pico), sum(output_pico), sum(fee_pico), sum(cost_pico), sum(list_pico)
+    FROM grouped
+    CROSS JOIN LATERAL (VALUES
+        ('quarter', bucket), ('day', date_trunc('day', bucket, 'UTC')), ('month', date_trunc('month', bucket, 'UTC'))
+    ) AS grains (grain, of_grain)
+    GROUP BY grain, of_grain, group_id
+    ORDER BY grain, of_grain, group_id
+    ON CONFLICT (grain, bucket, group_id) DO UPDATE SET
         requests = r.requests + excluded.requests,
         attempts = r.attempts + excluded.attempts,
-        failed_attempts = r.failed_attempts + excluded.failed_attempts,
         input_tokens = r.input_tokens + excluded.input_tokens,
         cached_tokens = r.cached_tokens + excluded.cached_tokens,
         cache_write_tokens = r.cache_write_tokens + excluded.cache_write_tokens,
         output_tokens = r.output_tokens + excluded.output_tokens,
         reasoning_tokens = r.reasoning_tokens + excluded.reasoning_tokens,
+        input_pico = r.input_pico + excluded.input_pico,
+        cached_pico = r.cached_pico + excluded.cached_pico,
+        cache_write_pico = r.cache_write_pico + excluded.cache_write_pico,
+        output_pico = r.output_pico + excluded.output_pico,
+        fee_pico = r.fee_pico + excluded.fee_pico,
         cost_pico = r.cost_pico + excluded.cost_pico,
-        estimated_cost_pico = r.estimated_cost_pico + excluded.estimated_cost_pico,
-        failed_cost_pico = r.failed_cost_pico + excluded.failed_cost_pico
+        list_pico = r.list_pico + excluded.list_pico
 ),
 posted AS (
     INSERT INTO budget_postings AS p (scope, day, journal_id, posted_pico, rows)

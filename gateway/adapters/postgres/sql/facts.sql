@@ -1,0 +1,22 @@
+-- What was spent, by who and what, as finely as the period needs it: whole months, days and quarter hours of the roll-up,
+-- and rows of the ledger for ragged ends. Every report is a sum of these, so no two of them differ.
+SELECT
+    r.bucket AS at, g.key_id, g.key_name, g.team, g.tags, g.model, g.provider, g.account, g.price_id, g.status,
+    g.usage_source, g.is_restated, g.cache_write_unit, r.requests, r.attempts, r.input_tokens, r.cached_tokens,
+    r.cache_write_tokens, r.output_tokens, r.reasoning_tokens, r.input_pico, r.cached_pico, r.cache_write_pico,
+    r.output_pico, r.fee_pico, r.cost_pico, r.list_pico
+FROM unnest(%(grains)s::text[], %(grain_begins)s::timestamptz[], %(grain_ends)s::timestamptz[])
+    AS part (grain, begins, ends)
+JOIN spend_rollup AS r ON r.grain = part.grain AND r.bucket >= part.begins AND r.bucket < part.ends
+JOIN spend_groups AS g USING (group_id)
+WHERE (%(team)s::text IS NULL OR g.team = %(team)s)
+UNION ALL
+SELECT
+    l.started_at, l.key_id, l.key_name, l.team, l.tags, l.model, l.provider, l.account, l.price_id, l.status,
+    l.usage_source, l.restates IS NOT NULL, cache_write_unit(l.cache_write_tokens, l.cache_write_pico),
+    (l.is_final AND l.corrects IS NULL)::int, (l.corrects IS NULL)::int, l.input_tokens, coalesce(l.cached_tokens, 0),
+    l.cache_write_tokens, l.output_tokens, coalesce(l.reasoning_tokens, 0), l.input_pico, l.cached_pico,
+    l.cache_write_pico, l.output_pico, l.fee_pico, l.cost_pico, l.list_pico
+FROM unnest(%(row_begins)s::timestamptz[], %(row_ends)s::timestamptz[]) AS part (begins, ends)
+JOIN ledger AS l ON l.started_at >= part.begins AND l.started_at < part.ends
+WHERE (%(team)s::text IS NULL OR l.team = %(team)s)
