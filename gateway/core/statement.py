@@ -27,6 +27,8 @@ FIELDS: Final = (
 )
 """What a line may tell, in the order in which cells are given to a :class:`LineReader`."""
 SHOWN_CHARACTERS_MAX: Final = 40
+PICO_MAX: Final = 2**63 - 1
+"""No single call costs nine million dollars."""
 
 _CONTEXT: Final = Context(prec=100, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation])
 _ONE: Final = Decimal(1)
@@ -171,6 +173,8 @@ class LineReader:
             self._exponent_min = exponent
         exact = _CONTEXT.multiply(amount, self._pico_per_unit)
         whole = exact.to_integral_value(ROUND_HALF_EVEN, _CONTEXT)
+        if abs(whole) > PICO_MAX:
+            raise ValueError(f"the amount {_shown(value)} is not an amount of money")
         self._is_rounded = self._is_rounded or whole != exact
         return int(whole)
 

@@ -17,6 +17,8 @@ from gateway.core.statement import FIELDS, BadLine, LineReader, StatementError, 
 Kind = Literal["csv", "json", "jsonl"]
 
 DELIMITERS: Final = (",", ";", "\t", "|")
+START_CHARACTERS: Final = 64 * 1024
+"""A first line that is longer than this is no line of JSON Lines, but a whole document."""
 VALUE_CHARACTERS_MAX: Final = 16 * 1024 * 1024
 """One object, or whatever stands beside the list in a JSON document, is no longer than this."""
 
@@ -40,7 +42,7 @@ class Statement:
         start = ""
         for piece in self._pieces:
             start += piece
-            if start.strip(_SPACE + _BOM) and ("\n" in start.strip(_SPACE + _BOM) or len(start) > VALUE_CHARACTERS_MAX):
+            if "\n" in start.strip(_SPACE + _BOM) or len(start) > START_CHARACTERS:
                 break
         start = start.removeprefix(_BOM)
         if not start.strip():

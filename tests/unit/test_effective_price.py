@@ -24,7 +24,7 @@ def rounded(pico: int, step: int = 2 * QUANTUM) -> int:
 def line(number: int, units: tuple[int, int, int, int], *, quantum: int = QUANTUM) -> PricedLine:
     """A call that is charged at some units, and costs what ours are."""
     tokens = TOKENS[number % len(TOKENS)]
-    tokens = (tokens[0] + number, tokens[1], tokens[2], tokens[3] + 7 * number)
+    tokens = (tokens[0] + number, tokens[1] * (1 + number % 7), tokens[2], tokens[3] + 7 * number)
     charged = sum(count * unit for count, unit in zip(tokens, units, strict=True))
     cost = sum(count * unit for count, unit in zip(tokens, UNITS, strict=True))
     return PricedLine(START + timedelta(minutes=number), tokens, rounded(charged, 2 * quantum), cost)
@@ -62,7 +62,7 @@ def test_another_price_of_output_alone_is_found_through_coarse_amounts() -> None
 
 def test_a_price_that_needs_six_decimals_is_found() -> None:
     """A rounder price that does not explain the lines is not taken."""
-    lines = [line(number, (555_556, 138_889, 0, 2_222_223)) for number in range(40)]
+    lines = [line(number, (555_556, 138_889, 0, 2_222_223)) for number in range(400)]
     assert solved(lines, QUANTUM) == Hypothesis(units=(555_556, 138_889, None, 2_222_223))
 
 
