@@ -8,28 +8,35 @@ from __future__ import annotations
 from gateway.simulator.app import Simulator
 from gateway.simulator.bill import PRICES, BillLine, Price, credential_label
 from gateway.simulator.call import RequestLine
+from gateway.simulator.drift import DRIFTS, Deviation, Drift
 from gateway.simulator.faults import KINDS, Fault
 from gateway.simulator.limits import Limits
 from gateway.simulator.model import filler
 from gateway.simulator.server import PORT_BASE, running, serve
 from gateway.simulator.settings import Settings
+from gateway.simulator.statement import Order, Statements
 from gateway.simulator.tokens import BYTES_PER_TOKEN, MESSAGE_TOKENS, count_text, count_tokens
 from gateway.simulator.wire import PROVIDERS
 
 __all__ = [
     "BYTES_PER_TOKEN",
+    "DRIFTS",
     "KINDS",
     "MESSAGE_TOKENS",
     "PORT_BASE",
     "PRICES",
     "PROVIDERS",
     "BillLine",
+    "Deviation",
+    "Drift",
     "Fault",
     "Limits",
+    "Order",
     "Price",
     "RequestLine",
     "Settings",
     "Simulator",
+    "Statements",
     "count_text",
     "count_tokens",
     "credential_label",
