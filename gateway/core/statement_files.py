@@ -195,11 +195,11 @@ class _Json:
         self._is_at_end = False
 
     def items(self, path: Sequence[str]) -> Iterator[tuple[int, Any]]:
-        """The values of the list at a path, numbered from 1; with no path, of the document or of its first list."""
-        for part in path:
-            self._enter(part)
-        if not path and self._peek() == "{":
-            self._enter(None)
+        """The values of the list at a path, numbered from 1; of a document that is a list, or with no path, of the
+        first list."""
+        if self._peek() != "[":
+            for part in path or (None,):
+                self._enter(part)
         if self._peek() != "[":
             raise StatementError("The statement has no list where the mapping says; name its path as `lines`.")
         self._index += 1
