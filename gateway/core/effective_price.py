@@ -75,6 +75,10 @@ class Run:
         self.is_over = False
         self._stride = 1
 
+    def covers(self, at: datetime) -> bool:
+        """Whether a moment is within it."""
+        return self.first_at <= at and (not self.is_over or at <= self.last_at)
+
     def add(self, line: PricedLine) -> None:
         if self.drifted % self._stride == 0:
             self.sample.append(line)

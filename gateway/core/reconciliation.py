@@ -147,6 +147,7 @@ class Totals:
 class Unproposed(StrEnum):
     """Why nothing is proposed for a finding: somebody has to decide."""
 
+    REPRICE = "another price explains it: put that into prices.toml and run `gateway prices reprice`, or --adjust-prices"
     DUPLICATE = "the provider billed it twice: ask for it back, and book the refund when it comes"
     TOLD_BY_PROVIDER = "the provider's own answer told these tokens: ask why the statement has no line"
     NO_ACCOUNT = "the provider has several accounts: name the statement's with --account"
@@ -188,6 +189,26 @@ def proposed(
         case _:
             assert now is not None and finding.amount is not None, "a pair has both sides"
             return _adjusted(now, finding.amount - now.cost, terms)
+
+
+def booked_before(finding: Finding, terms: Terms) -> InForce:
+    """What an earlier statement's line was booked as, as it counts now."""
+    assert finding.attempt_id is not None and finding.started_at is not None and finding.cost is not None
+    account = finding.account or ""
+    entry = unattributed(
+        correction_id=terms.correction_id,
+        provider=terms.provider,
+        account=account,
+        model=finding.model or "",
+        line=finding.attempt_id.removeprefix(f"{terms.provider}/{account}/"),
+        at=finding.started_at,
+        amount=finding.cost,
+        closed_until=terms.closed_until,
+        upstream_request_id=finding.request_id,
+    )
+    return InForce(
+        entry=entry, original_started_at=finding.started_at, adjusted=ZERO, revision=finding.revision
+    )
 
 
 def _booked(finding: Finding, account: str, terms: Terms) -> LedgerEntry:

@@ -227,8 +227,7 @@ def _held(found: list[Priced], rows: Iterator[dict[str, Any]], quantum_pico: int
         counts = [[0, 0, 0] for _ in mine]
         for line in lines:
             for each, count in zip(mine, counts, strict=True):
-                is_in_time = each.run.first_at <= line.at and (not each.run.is_over or line.at <= each.run.last_at)
-                if is_in_time and line.is_drifted(quantum_pico):
+                if each.run.covers(line.at) and line.is_drifted(quantum_pico):
                     count[0] += 1
                     if each.hypothesis.explains(line, quantum_pico):
                         count[1] += 1
