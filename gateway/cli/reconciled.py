@@ -6,7 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -254,9 +254,7 @@ async def _write(compared: Compared, store: PostgresCorrections, batch: Correcti
             rows += await store.write(batch, waiting, by=COMMAND_LINE)
             waiting.clear()
     rows += await store.write(batch, waiting, by=COMMAND_LINE)
-    return Applied(
-        correction_id=batch.correction_id, findings=settled, rows=rows, amount=Money(amount_pico), left=left
-    )
+    return Applied(correction_id=batch.correction_id, findings=settled, rows=rows, amount=Money(amount_pico), left=left)
 
 
 async def _proposed(

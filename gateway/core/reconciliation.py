@@ -147,7 +147,9 @@ class Totals:
 class Unproposed(StrEnum):
     """Why nothing is proposed for a finding: somebody has to decide."""
 
-    REPRICE = "another price explains it: put that into prices.toml and run `gateway prices reprice`, or --adjust-prices"
+    REPRICE = (
+        "another price explains it: put that into prices.toml and run `gateway prices reprice`, or --adjust-prices"
+    )
     DUPLICATE = "the provider billed it twice: ask for it back, and book the refund when it comes"
     TOLD_BY_PROVIDER = "the provider's own answer told these tokens: ask why the statement has no line"
     NO_ACCOUNT = "the provider has several accounts: name the statement's with --account"
@@ -206,9 +208,7 @@ def booked_before(finding: Finding, terms: Terms) -> InForce:
         closed_until=terms.closed_until,
         upstream_request_id=finding.request_id,
     )
-    return InForce(
-        entry=entry, original_started_at=finding.started_at, adjusted=ZERO, revision=finding.revision
-    )
+    return InForce(entry=entry, original_started_at=finding.started_at, adjusted=ZERO, revision=finding.revision)
 
 
 def _booked(finding: Finding, account: str, terms: Terms) -> LedgerEntry:
