@@ -1,6 +1,8 @@
 """The three providers, faithful to their public behaviour, with their own caches, limits, faults and bill.
 
-It imports nothing else of the gateway, so that its bill is evidence against the gateway's ledger.
+It imports nothing else of the gateway, so that its bill is evidence against the gateway's ledger. What a console would
+hand out is a statement in each provider's own columns, units and rounding (:mod:`gateway.simulator.statement` describes
+the three forms, :mod:`gateway.simulator.drift` how one is made wrong on command).
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ DRIFTS: Final = {
 }
 _ORDER: Final = tuple(DRIFTS)
 _FACTOR_DIGITS_MAX: Final = 30
+_NUMBERS_PER_LINE: Final = 100
 
 TokenClass = Literal["input", "cached", "cache_write", "output"]
 _OUTPUT: Final = "output"
@@ -241,12 +242,13 @@ class Drifts:
                     return [], [_deviation(each.number, "missing", line, -line.cost_pico)]
                 case _:
                     copies.append(each)
-        number = 2 * line.line
+        number = _NUMBERS_PER_LINE * line.line
         stated = [figures.stated(line, number=number, request_id=line.request_id)]
         for each in copies:
             is_extra = each.drift.kind == "extra"
             other = _request_id_of_nobody(line, each.number) if is_extra else line.request_id
-            stated.append(figures.stated(line, number=number + is_extra, request_id=other))
+            own_number = number + each.number % _NUMBERS_PER_LINE if is_extra else number
+            stated.append(figures.stated(line, number=own_number, request_id=other))
             deviations.append(_deviation(each.number, each.drift.kind, line, figures.amount_pico, stated_as=other))
         return stated, deviations
 

@@ -24,12 +24,12 @@ async def balance(http: Any, provider: str) -> Balance:
 
 @pytest.mark.parametrize(
     ("provider", "left", "used"),
-    [("moonshot", "4.97562", None), ("cometapi", "4.956548", "0.043452"), ("evolink", "4.978051", "0.021949")],
+    [("moonshot", "4.97562", None), ("cometapi", "4.956546", "0.043454"), ("evolink", "4.97805", "0.02195")],
 )
 def test_a_balance_worked_by_hand(over_http, provider, left, used):
-    """24,379.5, 43,451.1 and 21,948.978 millionths of 5 dollars: to 5 decimals, in 1/500,000, and to 6 decimals."""
+    """24,380.7, 43,453.3 and 21,950.09 millionths of 5 dollars: to 5 decimals, in 1/500,000, and to 6 decimals."""
     simulator = Simulator(provider, Settings(balance_pico=5 * 10**12, accounts=ACCOUNTS))
-    bill_line(simulator, fresh=12_345, output=6_789)
+    bill_line(simulator, fresh=12_347, output=6_789)
     bill_line(simulator, fresh=10**6, credential="other")
 
     async def scenario(http: Any) -> None:
@@ -70,7 +70,7 @@ def test_a_top_up_lets_an_empty_account_go_on(over_http, ask, provider):
     [
         ({"credential": "nobody", "usd": "1"}, "No account 'nobody'. Known: main, other."),
         ({"credential": "main", "usd": "0"}, "'0' is no amount above 0 of at most 12 decimals."),
-        ({"credential": "main", "usd": "0.0000000000001"}, "'0.0000000000001' is no amount above 0"),
+        ({"credential": "main", "usd": "1.0000000000001"}, "'1.0000000000001' is no amount above 0"),
         ({"credential": "main", "usd": "-1"}, "'-1' is no number from 0 up"),
         ({"credential": "main", "usd": 1}, "Expected `str`, got `int`"),
         ({"usd": "1"}, "Object missing required field `credential`"),
@@ -90,8 +90,8 @@ def test_a_top_up_that_is_none_is_refused(over_http, order, reason):
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_a_price_that_drifted_shows_on_the_balance(over_http, provider):
-    """Half the printed price takes half as much; a statement's own mistake takes nothing."""
+def test_a_price_that_drifted_shows_on_the_balance(over_http, ask, provider):
+    """Half the printed price takes half as much, of what comes later too; a statement's own mistake takes nothing."""
     simulator = Simulator(provider, Settings(balance_pico=5 * 10**12, accounts=ACCOUNTS))
     cost = bill_line(simulator, fresh=10**6, output=10**5).cost_pico
 
@@ -101,5 +101,7 @@ def test_a_price_that_drifted_shows_on_the_balance(over_http, provider):
         assert told.available == 5 - Decimal(cost // 2).scaleb(-12)
         if told.used is not None:
             assert told.used == Decimal(cost // 2).scaleb(-12)
+        assert (await http.ask(ask(), key="sk-main")).status == 200
+        assert simulator.spent_pico("main") == simulator.bill.spent_pico["main"] // 2 > cost // 2
 
     over_http(simulator, scenario)

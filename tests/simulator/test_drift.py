@@ -90,7 +90,7 @@ def test_an_extra_line_has_a_request_id_that_nobody_was_told():
     simulator = simulator_with(4, Drift(kind="extra", every=2), Drift(kind="extra", every=4), provider="cometapi")
     lines = rows(simulator)
     assert len(lines) == 4 + 2 + 1
-    assert len({row["request_id"] for row in lines}) == 7
+    assert len({row["request_id"] for row in lines}) == len({row["id"] for row in lines}) == 7
     known = {line.request_id for line in simulator.bill.lines}
     nobodys = [row["request_id"] for row in lines if row["request_id"] not in known]
     assert nobodys == [each["stated_request_id"] for each in planted(simulator)]
@@ -228,6 +228,8 @@ def test_drift_over_http(over_http, ask):
         assert len((await http.get("/__sim/statement")).json["data"]) == 4
         assert (await http.get("/__sim/bill")).body == bill
         await http.post("/__sim/statement", {"clear": True, "set": [{"kind": "duplicate", "every": 4}]})
+        (line,) = (await http.get("/__sim/statement/planted")).body.splitlines()
+        assert (json.loads(line)["kind"], json.loads(line)["drift"]) == ("duplicate", 4)
         assert len((await http.get("/__sim/statement")).json["data"]) == 5
         async with http.session.delete(f"{http.address}/__sim/statement") as reply:
             assert (await reply.json()) == {"drifts": []}

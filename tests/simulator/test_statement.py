@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from decimal import Decimal
 from typing import Any
 
@@ -23,7 +24,7 @@ HEADS = {
 }
 LINES = {
     "moonshot": "{id},1970-01-01T00:16:40Z,kimi-k2-thinking,604,604,100,0.00034060",
-    "cometapi": "4,1000,{key},kimi-k2-thinking,604,100,552,{id}",
+    "cometapi": "200,1000,{key},kimi-k2-thinking,604,100,552,{id}",
     "evolink": "{id},1970-01-01T00:16:40.000Z,{key},kimi-k2-thinking,604,100,604,0.000306",
 }
 
@@ -103,6 +104,20 @@ def test_a_period_is_by_arrival_from_inclusive_to_exclusive():
     assert found(credential="three") == []
 
 
+def test_a_date_is_midnight_utc_wherever_the_simulator_runs(monkeypatch):
+    """The zone of the machine is nobody's business."""
+    simulator = Simulator("moonshot")
+    bill_line(simulator, arrived_at=1_790_035_200.0)
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        found = rows(simulator, from_="2026-09-22", to="2026-09-22T00:00:01")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert [row["Time"] for row in found] == ["2026-09-22T00:00:00Z"]
+
+
 def test_a_statement_is_of_the_moment_in_which_it_was_asked_for():
     """What is billed while it is written is on the next one."""
     simulator = Simulator("moonshot")
@@ -122,7 +137,7 @@ def test_a_bill_keeps_its_newest_lines_and_a_statement_never_hides_that():
     bill = simulator.bill
     assert (bill.numbered, bill.dropped + len(bill.lines)) == (40, 40)
     assert 14 <= len(bill.lines) <= 16
-    assert bill.between(0, 100) == bill.lines == lines[bill.dropped :]
+    assert bill.between(0, 100) == bill.between(bill.dropped - 3, 100) == bill.lines == lines[bill.dropped :]
     assert [line.line for line in bill.between(38, 39)] == [39]
     assert bill.as_json(lines_since=38)["lines"] == lines[38:]
     assert bill.as_json(lines_since=None)["total_pico"] == sum(line.cost_pico for line in lines)
@@ -160,11 +175,11 @@ def test_an_aborted_answer_is_restated_later(direct, ask, provider, early, final
 
 def test_an_early_amount_is_of_the_early_tokens():
     """100 fresh and 90 output tokens at first, 4 in the end: 285 and 70 millionths of a dollar."""
-    time = [ARRIVED_AT + 30]
-    simulator = Simulator("moonshot", Settings(restate_after_seconds=60), wall=lambda: time[0])
+    now = [ARRIVED_AT + 30]
+    simulator = Simulator("moonshot", Settings(restate_after_seconds=60), wall=lambda: now[0])
     bill_line(simulator, fresh=100, output=4, early_output=90, ended="aborted")
     assert rows(simulator)[0]["Amount (USD)"] == "0.00028500"
-    time[0] += 60
+    now[0] += 60
     assert rows(simulator)[0]["Amount (USD)"] == "0.00007000"
 
 
