@@ -7,6 +7,7 @@ is in force. An attempt that somebody else has corrected since it was read is re
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -71,9 +72,8 @@ class PostgresCorrections(Store):
             found = await (await db.execute(happened, (attempt_id,))).fetchone()
         if found is None:
             return None
-        async for now in self.in_force(found["at"], found["at"] + _INSTANT, attempt_id=attempt_id):
-            return now
-        return None
+        async with aclosing(self.in_force(found["at"], found["at"] + _INSTANT, attempt_id=attempt_id)) as only:
+            return await anext(only, None)
 
     async def in_force(
         self,
