@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -272,8 +273,9 @@ async def _in_force(store: PostgresCorrections, finding: Finding) -> InForce:
     """The attempt as it counts now: its own moment is known, so nobody has to look for it."""
     at = finding.started_at
     assert at is not None and finding.attempt_id is not None
-    async for now in store.in_force(at, at + _INSTANT, attempt_id=finding.attempt_id):
-        return now
+    async with aclosing(store.in_force(at, at + _INSTANT, attempt_id=finding.attempt_id)) as found:
+        async for now in found:
+            return now
     raise AssertionError(f"{finding.attempt_id} is in the ledger")
 
 
