@@ -125,6 +125,6 @@ def _usd(amount: Decimal, usd_per_unit: Decimal) -> Money:
 
 
 def _exponent(amount: Decimal) -> int:
-    exponent = amount.normalize().as_tuple().exponent
+    exponent = amount.as_tuple().exponent
     assert isinstance(exponent, int), "a balance is a number"
     return min(exponent, 0)
