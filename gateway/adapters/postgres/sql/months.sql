@@ -12,9 +12,8 @@ SELECT
 FROM (
     SELECT
         (bucket AT TIME ZONE 'UTC')::date AS month, sum(cost_pico) AS cost_pico,
-        sum(cost_pico) FILTER (WHERE usage_source = 'estimated') AS estimated_pico,
-        sum(cost_pico) FILTER (WHERE is_restated) AS restated_pico
-    FROM spend_rollup JOIN spend_groups USING (group_id)
+        sum(estimated_pico) AS estimated_pico, sum(restated_pico) AS restated_pico
+    FROM spend_rollup
     WHERE grain = 'month' AND (%(month)s::date IS NULL OR bucket = %(month)s::date::timestamp AT TIME ZONE 'UTC')
     GROUP BY bucket
 ) AS s
