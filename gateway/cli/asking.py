@@ -56,6 +56,11 @@ def settled_database() -> Iterator[str]:
 
 def ask_ledger(question: Callable[[Reports], Awaitable[T]]) -> T:
     """Asks the database in force, after what is durable in the journals has reached it."""
+    return ask_books(lambda _, reports: question(reports))
+
+
+def ask_books(question: Callable[[str, Reports], Awaitable[T]]) -> T:
+    """The same for whoever needs the database's URL besides."""
     settings = settings_with()
     with database(settings) as url:
 
@@ -63,7 +68,7 @@ def ask_ledger(question: Callable[[Reports], Awaitable[T]]) -> T:
             reports = Reports(url)
             try:
                 _tell_behind(await _wait_until_shipped(settings.data_dir, reports))
-                return await question(reports)
+                return await question(url, reports)
             finally:
                 await reports.close()
 

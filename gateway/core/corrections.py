@@ -14,7 +14,7 @@ import msgspec
 
 from gateway.core.ledger import LedgerEntry
 from gateway.core.money import Money
-from gateway.core.pricing import DEFAULT_CACHE_TTL, Price, rate
+from gateway.core.pricing import DEFAULT_CACHE_TTL, Price, PriceTable, rate
 from gateway.core.usage import Meter, Usage, UsageSource
 
 UNATTRIBUTED: Final = "unattributed"
@@ -54,6 +54,17 @@ class CorrectedMeanwhileError(Exception):
             f"The attempt {attempt_id} was corrected meanwhile. Run this again: it goes by what is so now."
         )
         self.attempt_id = attempt_id
+
+
+class ArchivedError(Exception):
+    """Rows of an archived month are not in the database, so that nothing there can be corrected."""
+
+    def __init__(self, until: datetime) -> None:
+        begins = until.astimezone(UTC)
+        super().__init__(
+            f"Months before {begins:%Y-%m} are archived, and what is archived is not corrected. Begin at "
+            f"{begins:%Y-%m-%d}, or bring the month back first (docs/ledger.md)."
+        )
 
 
 class InForce(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,6 +150,31 @@ def rewritten(
         flags=list(usage.flags),
     )
     return reversal, replacement
+
+
+def repriced(
+    now: InForce, prices: PriceTable, *, correction_id: str, closed_until: datetime | None
+) -> tuple[LedgerEntry, LedgerEntry] | None:
+    """The same tokens at the price that a table has in force for when the attempt began; None where it has none."""
+    entry = now.entry
+    price = prices.in_force(entry.provider, priced_model(entry), now.original_started_at)
+    if price is None:
+        return None
+    ttl = cache_ttl_of(entry, prices.by_id(entry.price_id)) if entry.cache_write_tokens else DEFAULT_CACHE_TTL
+    return rewritten(
+        now,
+        correction_id=correction_id,
+        usage=usage_of(entry),
+        usage_source=UsageSource(entry.usage_source),
+        price=price,
+        cache_ttl=ttl,
+        closed_until=closed_until,
+    )
+
+
+def priced_model(entry: LedgerEntry) -> str:
+    """The model whose price a row was rated with, which is another than was asked for where a successor answered."""
+    return entry.price_id.removeprefix(f"{entry.provider}/").rpartition("@")[0] or entry.model
 
 
 def adjusted(now: InForce, *, correction_id: str, amount: Money, closed_until: datetime | None) -> LedgerEntry:

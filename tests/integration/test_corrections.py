@@ -24,6 +24,7 @@ from gateway.core.money import Money, UnitPrice
 from gateway.core.pricing import Price, PriceTable
 from gateway.core.usage import NO_USAGE, UsageSource
 from tests.integration.bookkeeping import (
+    ALL,
     DECEMBER,
     NOVEMBER,
     OCTOBER,
@@ -41,7 +42,6 @@ from tests.integration.samples import PRICE, T0, entry
 pytestmark = pytest.mark.integration
 
 DAY = timedelta(days=1)
-ALL = (datetime(2025, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC))
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from gateway.adapters.postgres.entries import HOLD_OPEN, add_entries
 from gateway.adapters.postgres.sql import statement
 from gateway.adapters.postgres.tables import LEDGER_COLUMNS
 from gateway.core.corrections import (
+    ArchivedError,
     CorrectedMeanwhileError,
     CorrectionBatch,
     InForce,
@@ -41,6 +42,7 @@ _INSTANT: Final = timedelta(microseconds=1)
 _END_OF_TIME: Final = datetime.max.replace(tzinfo=UTC)
 
 _CLOSED_UNTIL: Final = "SELECT nullif(closed_until(), '-infinity') AS closed_until"
+_ARCHIVED_UNTIL: Final = "SELECT nullif(archived_until(), '-infinity') AS until"
 _HAPPENED: Final = """
 SELECT coalesce(restates, started_at) AS at FROM {rows} AS l WHERE attempt_id = %s AND corrects IS NULL
 """
@@ -64,6 +66,13 @@ class PostgresCorrections(Store):
         """The end of the last closed month. Raises StoreUnavailableError."""
         async with self._connections.transaction() as db:
             return await _closed_until(db)
+
+    async def refuse_archived(self, start: datetime) -> None:
+        """Raises ArchivedError for a period that begins in an archived month: its rows are not here to be corrected."""
+        async with self._connections.transaction() as db:
+            row = await (await db.execute(_ARCHIVED_UNTIL)).fetchone()
+        if row is not None and row["until"] is not None and start < row["until"]:
+            raise ArchivedError(row["until"])
 
     async def attempt(self, attempt_id: str) -> InForce | None:
         """One attempt as it counts now. Raises StoreUnavailableError."""
