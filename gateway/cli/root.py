@@ -31,10 +31,6 @@ def cli() -> None:
 for command in (
     *(serve, demo, simulator, migrate),
     *(keys, teams, budgets, organisation, audit),
-<<<<<<< HEAD
-    *(report, replay, reconcile, prices, doctor),
-=======
-    *(report, ledger, replay, prices, doctor),
->>>>>>> books6
+    *(report, ledger, reconcile, replay, prices, doctor),
 ):
     cli.add_command(command)
