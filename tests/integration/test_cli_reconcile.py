@@ -16,9 +16,11 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
+from bench.process import free_ports
 from gateway.cli.root import cli
-from gateway.simulator import Simulator
-from tests.http.house import CREDENTIALS, House, around_now, chat, exact, open_house
+from gateway.simulator import PROVIDERS, Simulator
+from gateway.simulator import Settings as Simulated
+from tests.http.house import CREDENTIALS, House, around_now, chat, eventually, exact, open_house
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
@@ -81,14 +83,28 @@ class Desk:
         return list(simulator.bill.lines)
 
 
+def with_console(text: str) -> str:
+    """CometAPI's quota, where the simulator serves it: its key travels in the address."""
+    base = text.partition("[providers.cometapi]")[2].partition("base_url")[2].partition('"')[2].partition("/v1")[0]
+    return text.replace("[providers.cometapi]\n", f'[providers.cometapi]\nbalance_url = "{base}/user/quota"\n')
+
+
 @pytest.fixture
-async def desk(anyio_backend: str, database_url: str, tmp_path: Path) -> AsyncIterator[Desk]:
-    async with open_house(database_url, tmp_path) as house:
-        for number in range(CALLS):
-            await asyncio.gather(*(_ask(house, provider, number) for provider in house.simulators))
+async def empty_desk(anyio_backend: str, database_url: str, tmp_path: Path) -> AsyncIterator[Desk]:
+    """Nobody has asked for anything yet."""
+    simulated = Simulated(seed=11, restate_after_seconds=3_600)
+    edits = {"providers.toml": with_console}
+    async with open_house(database_url, tmp_path, simulated=simulated, edits=edits) as house:
         folder = tmp_path / "statements"
         folder.mkdir()
         yield Desk(house, folder)
+
+
+@pytest.fixture
+async def desk(empty_desk: Desk) -> Desk:
+    for number in range(CALLS):
+        await asyncio.gather(*(_ask(empty_desk.house, provider, number) for provider in PROVIDERS))
+    return empty_desk
 
 
 async def _ask(house: House, provider: str, number: int) -> None:
@@ -101,7 +117,7 @@ def found(said: dict[str, Any]) -> Counter[tuple[str, str]]:
     return Counter((each["class"], each["request_id"]) for each in said["findings"])
 
 
-@pytest.mark.parametrize("provider", ["moonshot", "cometapi", "evolink"])
+@pytest.mark.parametrize("provider", PROVIDERS)
 async def test_a_true_statement_has_no_finding(desk: Desk, provider: str) -> None:
     """In either form of the provider's, and also where nobody says for which period."""
     for form in ("csv", "json"):
@@ -113,7 +129,7 @@ async def test_a_true_statement_has_no_finding(desk: Desk, provider: str) -> Non
     assert "matched" in shown.stdout and "Nothing was written" not in shown.stdout
 
 
-@pytest.mark.parametrize("provider", ["moonshot", "cometapi", "evolink"])
+@pytest.mark.parametrize("provider", PROVIDERS)
 async def test_every_planted_fault_is_found_and_nothing_else(desk: Desk, provider: str) -> None:
     """Tokens, a line left out, one that nobody asked for and one there twice, by request id and to the amount."""
     ids = [line.request_id for line in desk.bill(provider)]
@@ -215,7 +231,6 @@ BAD = [
     (["--provider", "moonshot", "--statement", "gone.csv"], 1, "gone.csv cannot be read: No such file"),
     (["--provider", "evolink", "--statement", "gone.csv"], 1, "write usd_per_unit in [providers.evolink.statement]"),
     (["--provider", "moonshot", "--statement", "gone.csv", "--apply"], 2, "--apply needs --reason"),
-    (["--provider", "cometapi", "--balance"], 1, "balance_url in [providers.cometapi]"),
 ]
 
 
@@ -223,3 +238,99 @@ BAD = [
 async def test_what_cannot_be_done_says_what_to_do(desk: Desk, arguments: list[str], status: int, words: str) -> None:
     """Bad usage is 2 and names the option; what is not there is 1 and names the mend."""
     assert words in (await desk.run(*arguments, status=status)).stderr
+
+
+async def test_a_figure_that_is_restated_later_is_booked_by_its_difference(empty_desk: Desk) -> None:
+    """A stream that was cut off is billed as planned at first, and as delivered in the end; the ledger follows."""
+    desk = empty_desk
+    for number in range(3):
+        await _ask(desk.house, "moonshot", number)
+    desk.house.simulators["moonshot"].configure(Simulated(seed=11, chunk_ms=2, restate_after_seconds=3_600))
+    body = chat("A long story [[out=2000]]", stream=True, provider={"only": ["moonshot"]})
+    headers = {"authorization": f"Bearer {desk.house.key}"}
+    async with desk.house.client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as answer:
+        async for line in answer.aiter_lines():
+            if '"content":"' in line:
+                break
+    await eventually(lambda: len(desk.bill("moonshot")) == 4)
+    (cut,) = [line for line in desk.bill("moonshot") if line.aborted]
+    rows = await eventually(lambda: _rows(desk, 4))
+    assert [row["usage_source"] for row in rows].count("estimated") == 1
+    early = await desk.compared("moonshot", "--apply", "--reason", "the first statement")
+    assert found(early) == Counter({("tokens", cut.request_id): 1})
+    assert any("estimated here and have a line now" in hint for hint in early["hints"])
+    assert (await desk.compared("moonshot"))["findings"] == []
+    desk.house.simulators["moonshot"].configure(Simulated(seed=11))
+    late = await desk.compared("moonshot", "--apply", "--reason", "they restated it")
+    (restated,) = late["findings"]
+    assert restated["ledger_tokens"]["output"] == cut.early_output_tokens
+    assert restated["statement_tokens"]["output"] == cut.output_tokens
+    final = await desk.compared("moonshot")
+    assert final["findings"] == []
+    assert Decimal(final["ledger"]["total"]) == Decimal(sum(line.cost_pico for line in desk.bill("moonshot"))).scaleb(
+        -12
+    )
+
+
+async def _rows(desk: Desk, count: int) -> list[dict[str, Any]]:
+    rows = await desk.house.ledger(**PERIOD)
+    return rows if len(rows) == count else []
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_a_balance_falls_by_what_the_ledger_says(empty_desk: Desk, provider: str) -> None:
+    """The first reading says so; the next is held against the ledger; what was charged beyond it is drift, and told."""
+    desk = empty_desk
+    arguments = ("--provider", provider, "--balance", *RATE.get(provider, ()))
+    assert "first reading" in (await desk.run(*arguments)).stdout
+    for number in range(6):
+        await _ask(desk.house, provider, number)
+    (told,) = exact((await desk.run(*arguments, "--json")).stdout)["accounts"]
+    assert (told["drift"], told["within"], told["readings"]) == ("0", True, 2)
+    assert Decimal(told["ledger"]) == Decimal(sum(line.cost_pico for line in desk.bill(provider))).scaleb(-12) > 0
+    await desk.plant(provider, {"kind": "price", "factor": "1.5", "since": datetime.now(UTC).isoformat()})
+    for number in range(6, 12):
+        await _ask(desk.house, provider, number)
+    (told,) = exact((await desk.run(*arguments, "--tolerance", "5", "--json", status=1)).stdout)["accounts"]
+    assert not told["within"] and 40 < Decimal(told["percent"]) <= 50
+    (told,) = exact((await desk.run(*arguments, "--since", "2020-01-01", "--tolerance", "60", "--json")).stdout)[
+        "accounts"
+    ]
+    assert told["within"] and told["readings"] == 4 and 0 < Decimal(told["percent"]) < 50
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_money_that_was_paid_in_is_no_drift(empty_desk: Desk, provider: str) -> None:
+    """Told with its amount where a counter says what was used, left out where none does."""
+    desk = empty_desk
+    arguments = ("--provider", provider, "--balance", *RATE.get(provider, ()))
+    await desk.run(*arguments)
+    await _ask(desk.house, provider, 3)
+    (account,) = {line.credential for line in desk.bill(provider)}
+    await desk.console(provider, "POST", "/topup", json={"credential": account, "usd": "50"})
+    (told,) = exact((await desk.run(*arguments, "--json")).stdout)["accounts"]
+    assert told["within"] and told["drift"] == "0"
+    if provider == "moonshot":
+        assert (told["untold"], told["topped_up"]) == (1, "0")
+    else:
+        assert (told["untold"], told["topped_up"]) == (0, "50")
+
+
+async def test_no_word_about_a_balance_has_the_key_in_it(empty_desk: Desk) -> None:
+    """Neither when the provider refuses it, nor when it cannot be reached, nor when there is no address to ask."""
+    desk, key = empty_desk, CREDENTIALS["COMETAPI_KEY"]
+    arguments = ("--provider", "cometapi", "--balance", "--json")
+    desk.house.simulators["cometapi"].configure(Simulated(accounts={"sk-another": "main"}))
+    refused = await desk.run(*arguments, status=1)
+    assert "cometapi (main) answers HTTP 401" in refused.stderr
+    providers = desk.house.settings.config_dir / "providers.toml"
+    text = providers.read_text()
+    address = desk.house.addresses["cometapi"]
+    providers.write_text(text.replace(f"{address}/user/quota", f"http://127.0.0.1:{free_ports()}/user/quota"))
+    gone = await desk.run(*arguments, status=1)
+    assert "The balance of cometapi (main) cannot be read: cometapi: ClientConnectorError" in gone.stderr
+    providers.write_text(text.replace(f'balance_url = "{address}/user/quota"\n', ""))
+    unknown = await desk.run(*arguments, status=1)
+    assert "it has to be configured, as balance_url in [providers.cometapi]" in unknown.stderr
+    for done in (refused, gone, unknown):
+        assert key not in done.output + done.stderr
