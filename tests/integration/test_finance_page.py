@@ -1,4 +1,4 @@
-"""Every command of `docs/finance.md` runs as it stands there, in order, over a month of attempts that has one of everything."""
+"""Every command of `docs/finance.md` runs as it stands there, in order, over a month that has one of everything."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class Reader:
 async def test_the_page_runs(database_url: str, tmp_path: Path) -> None:
     """From the report to the archive; the figures that the page promises to stay, stay."""
     made = attempts()
-    ship(database_url, tmp_path / "var", *made, *plans(made))
+    await asyncio.to_thread(ship, database_url, tmp_path / "var", *made, *plans(made))
     write_statement(tmp_path / "moonshot-2026-10.csv", made)
     simulators = [Simulator(provider, Simulated(seed=3)) for provider in PROVIDERS]
     async with running(simulators) as addresses:
