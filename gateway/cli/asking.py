@@ -11,13 +11,14 @@ from typing import Final, TypeVar
 
 import click
 
+from gateway.adapters.archive.folder import ArchiveFolder
 from gateway.adapters.journal import journals
 from gateway.adapters.journal.backlog import unshipped_entries
 from gateway.adapters.postgres.reports import Reports
 from gateway.cli.common import database, fail, settings_with
 from gateway.core.fields import FieldError
 from gateway.http.books import period
-from gateway.pipeline.ports import StoreUnavailableError
+from gateway.pipeline.ports import ArchiveUnavailableError, StoreUnavailableError
 
 T = TypeVar("T")
 SHIPPED_SECONDS_MAX: Final = 5.0
@@ -38,7 +39,7 @@ def ask_ledger(question: Callable[[Reports], Awaitable[T]]) -> T:
     with database(settings) as url:
 
         async def ask() -> T:
-            reports = Reports(url)
+            reports = Reports(url, ArchiveFolder(settings.archive_folder))
             try:
                 behind = await _wait_until_shipped(settings.data_dir, reports)
                 if behind:
@@ -49,6 +50,8 @@ def ask_ledger(question: Callable[[Reports], Awaitable[T]]) -> T:
 
         try:
             return asyncio.run(ask())
+        except ArchiveUnavailableError as error:
+            fail(str(error))
         except StoreUnavailableError:
             fail("the database cannot be reached.")
 
