@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -16,7 +16,11 @@ from gateway.cli.explaining import print_explained
 from gateway.cli.savings import print_savings, progress
 from gateway.cli.spend import print_spend
 from gateway.http.books import render_report
+from gateway.http.explained import with_prices
 from gateway.http.savings import counted, rendered
+
+UPSTREAM_LOOK_BACK: Final = timedelta(days=62)
+"""A bill that is looked into is of this month or the last."""
 
 
 @click.group()
@@ -80,15 +84,43 @@ def savings(
 
 
 @report.command("explain")
-@click.argument("request_id")
+@click.argument("request_id", required=False)
+@click.option("--upstream", help="The provider's own id of it instead, as bills name it; looked for in the period.")
+@click.option("--from", "start", help="With --upstream: first moment of the period; 62 days ago without it.")
+@click.option("--to", "end", help="With --upstream: its end, itself not included; now without it.")
+@click.option("--tz", default="UTC", show_default=True, help="Time zone of dates.")
+@CONFIG
 @JSON
 @expected_errors
-def explain(request_id: str, *, as_json: bool) -> None:
-    """One request: every candidate and why it won or lost, every attempt, every line of its cost."""
-    found = ask_ledger(lambda reports: reports.explain(request_id))
+def explain(
+    request_id: str | None,
+    upstream: str | None,
+    start: str | None,
+    end: str | None,
+    tz: str,
+    config_dir: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """One request: every candidate and why it won or lost, every attempt and correction, every line of its cost."""
+    if (request_id is None) == (upstream is None):
+        raise click.UsageError("Name the request by its id, or by the provider's with --upstream.")
+    begins, ends = asked_period(start or (datetime.now(UTC) - UPSTREAM_LOOK_BACK).isoformat(), end, tz)
+
+    async def ask(reports: Reports) -> dict[str, Any] | None:
+        name = request_id if upstream is None else await reports.find_upstream(upstream, begins, ends)
+        return None if name is None else await reports.explain(name)
+
+    found = ask_ledger(ask)
+    if found is None and upstream is not None:
+        period = f"from {begins.isoformat()} to {ends.isoformat()}"
+        fail(f"no provider has called a request {upstream!r} {period}; --from and --to name another period.")
     if found is None:
         fail(f"there is no request {request_id!r} in the ledger.")
+    shown = with_prices(
+        found, load(settings_with(config_dir=config_dir).config_dir, now=datetime.now(UTC)).catalogue.prices
+    )
     if as_json:
-        print_json(found)
-        return
-    print_explained(found)
+        print_json(shown)
+    else:
+        print_explained(shown)

@@ -103,7 +103,10 @@ class Reports:
         if plan is None and not rows:
             return None
         planned = {} if plan is None else json.loads(plan["plan"], parse_float=Decimal)
-        attempts = [{**ledger_row_json(row), "flags": row["flags"], "lines": _lines(row)} for row in rows]
+        attempts = [
+            {**ledger_row_json(row), "flags": row["flags"], "correction": _correction(row), "lines": _lines(row)}
+            for row in rows
+        ]
         return {
             "request_id": request_id,
             "model": planned.get("model"),
@@ -114,6 +117,13 @@ class Reports:
             "attempts": attempts,
             "cost": decimal_text(sum(row["cost_pico"] for row in rows)),
         }
+
+    async def find_upstream(self, upstream_request_id: str, start: datetime, end: datetime) -> str | None:
+        """The request of a period behind a provider's own id; None where there is none."""
+        asked = {"upstream": upstream_request_id, "start": start, "end": end}
+        async with self._connections.transaction() as db:
+            row = await (await db.execute(statement("find_upstream"), asked)).fetchone()
+        return None if row is None else row["request_id"]
 
     def past(
         self, start: datetime, end: datetime, *, model: str | None = None, team: str | None = None
@@ -176,6 +186,21 @@ def _spend_row(groups: dict[str, object], sums: Sequence[Any]) -> dict[str, obje
     """A row of the report: its groups, then the measures; amounts are exact decimal strings."""
     measures = zip(MEASURES, sums, strict=True)
     return groups | {name: decimal_text(int(value)) if name in AMOUNTS else int(value) for name, value in measures}
+
+
+def _correction(row: dict[str, Any]) -> dict[str, object] | None:
+    """Who has corrected, why and when; ``restates`` is when that happened which a row of a later month puts right."""
+    if row["correction_id"] is None:
+        return None
+    restates = row["restates"]
+    return {
+        "correction_id": row["correction_id"],
+        "kind": row["correction_kind"],
+        "actor": row["correction_actor"],
+        "reason": row["correction_reason"],
+        "made_at": moment_text(row["correction_made_at"]),
+        "restates": None if restates is None else moment_text(restates),
+    }
 
 
 def _lines(row: dict[str, Any]) -> list[dict[str, object]]:

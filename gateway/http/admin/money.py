@@ -14,6 +14,7 @@ from litestar.response import Stream
 from gateway.http.admin.answers import FLUSH_SECONDS, checked, found, invalid, stored
 from gateway.http.admin.guards import readers, who
 from gateway.http.books import MEDIA_TYPES, Form, Row, period, render_ledger, render_report
+from gateway.http.explained import with_prices
 from gateway.http.savings import TooManyRequestsError, counted, rendered
 from gateway.http.services import Services
 
@@ -108,7 +109,8 @@ def _explain(services: Services) -> HTTPRouteHandler:
     async def explain(request: Asked, request_id: FromPath[str]) -> Response[bytes]:
         await services.flush(FLUSH_SECONDS)
         explained = found(await stored(services.reports.explain(request_id, team=who(request).team)), request_id)
-        return Response(ESTIMATES_AS_NUMBERS.encode(explained), media_type=MEDIA_TYPES["json"])
+        shown = with_prices(explained, services.conductor.configuration.catalogue.prices)
+        return Response(ESTIMATES_AS_NUMBERS.encode(shown), media_type=MEDIA_TYPES["json"])
 
     return explain
 
