@@ -51,9 +51,9 @@ class ArchiveFolder:
         with self._opened(table, file) as rows:
             yield from rows.between(begins, ends)
 
-    def having(self, table: str, file: ArchivedFile, request_id: str) -> Iterator[bytes]:
+    def having(self, table: str, file: ArchivedFile, column: str, value: str) -> Iterator[bytes]:
         with self._opened(table, file) as rows:
-            yield from rows.having("request_id", request_id)
+            yield from rows.having(column, value)
 
     def check(self, file: ArchivedFile) -> None:
         """Raises ArchiveUnavailableError unless the file is byte for byte what was written."""
@@ -82,7 +82,7 @@ class ArchiveFolder:
 
     def _unavailable(self, path: Path, why: str) -> ArchiveUnavailableError:
         return ArchiveUnavailableError(
-            f"{path} of the archive cannot be read: {why}. Put back the file, or set GATEWAY_ARCHIVE_DIR to where it is."
+            f"{path} of the archive cannot be read: {why}. Put it back, or set GATEWAY_ARCHIVE_DIR to where it is."
         )
 
     # --- writing ---------------------------------------------------------------------------------------------------

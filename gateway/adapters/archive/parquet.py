@@ -118,7 +118,7 @@ class ParquetRows:
         """The rows whose text is this, as CSV. Where values came in order of time, as ids do, few pieces are read."""
         for number in range(self._file.num_row_groups):
             first, last = self._range(number, column)
-            if not first <= value <= last:
+            if first is not None and not first <= value <= last:
                 continue
             column_alone = self._file.read_row_group(number, columns=[column], use_threads=False).column(0)
             is_it = pc.equal(column_alone, value)
@@ -126,7 +126,10 @@ class ParquetRows:
                 yield _csv(self._file.read_row_group(number, use_threads=False).filter(is_it))
 
     def _range(self, number: int, column: str) -> tuple[Any, Any]:
+        """The least and the greatest value of a piece, where the file says."""
         statistics = self._file.metadata.row_group(number).column(self.columns.index(column)).statistics
+        if statistics is None or not statistics.has_min_max:
+            return None, None
         first, last = statistics.min, statistics.max
         if isinstance(first, datetime):
             return first.replace(tzinfo=UTC), last.replace(tzinfo=UTC)

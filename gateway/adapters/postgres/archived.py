@@ -22,7 +22,6 @@ from gateway.core.archive import ArchivedFile, ArchivedMonth, month_ends
 from gateway.pipeline.ports import ArchiveUnavailableError
 
 T = TypeVar("T")
-TABLES: Final = ("ledger", "exchanges")
 # Until the transaction ends no month leaves for files or comes back: both need the table alone.
 _HOLD: Final = "LOCK TABLE ledger IN ACCESS SHARE MODE"
 _MONTHS: Final = "SELECT month, archive FROM ledger_closings WHERE archived_at IS NOT NULL ORDER BY month"
@@ -43,8 +42,8 @@ class Archive(Protocol):
         """The rows of a period as CSV for COPY."""
         ...
 
-    def having(self, table: str, file: ArchivedFile, request_id: str) -> Iterator[bytes]:
-        """The rows of a request as CSV for COPY."""
+    def having(self, table: str, file: ArchivedFile, column: str, value: str) -> Iterator[bytes]:
+        """The rows whose text is this as CSV for COPY."""
         ...
 
 
@@ -83,7 +82,7 @@ class ArchivedMonths:
             return
         months = await _months(db)
         wanted = [(month, common) for month in months for common in map(month.common, periods) if _is_some(common)]
-        wide = [] if around is None else [Period(_moved(a, -around), _moved(b, around)) for a, b in periods]
+        wide = [] if around is None else [Period(later(a, -around), later(b, around)) for a, b in periods]
         plans = [(month, common) for month in months for common in map(month.common, wide) if _is_some(common)]
         if not wanted and not plans:
             return
@@ -96,21 +95,27 @@ class ArchivedMonths:
             file = month.file("exchanges")
             await _copy(db, "exchanges", archive, file, archive.between("exchanges", file, *common))
 
-    async def bring_request(self, db: Connection, request_id: str) -> None:
-        """What archived months know of a request: once in a transaction, and before whatever it asks."""
+    async def bring_having(
+        self, db: Connection, column: str, value: str, *, tables: Sequence[str] = ("ledger",)
+    ) -> None:
+        """What archived months have with such a text, a request's id for one: once in a transaction, and before
+        whatever it asks."""
         months = await _months(db)
         if not months:
             return
         archive = self._present()
         await db.execute(statement("archived_rows"))
         for month in months:
-            for table in TABLES:
+            for table in tables:
                 file = month.file(table)
-                await _copy(db, table, archive, file, archive.having(table, file, request_id))
+                await _copy(db, table, archive, file, archive.having(table, file, column, value))
 
-    async def slices(self, connections: Connections, start: datetime, end: datetime) -> list[Period]:
-        """A period in parts that follow each other, of which each may be brought; what is in the database is not cut.
-        Raises ArchiveUnavailableError where a file is missing that the period needs."""
+    async def slices(
+        self, connections: Connections, start: datetime, end: datetime, *, step: timedelta = timedelta()
+    ) -> list[Period]:
+        """A period in parts that follow each other, of which each may be brought; what is in the database is not cut,
+        and nothing into parts shorter than ``step``. Raises ArchiveUnavailableError where a file is missing that the
+        period needs."""
         whole = Period(start, end)
         async with connections.transaction() as db:
             months = await _months(db)
@@ -119,12 +124,17 @@ class ArchivedMonths:
             common = month.common(whole)
             if _is_some(common):
                 cuts = await asyncio.to_thread(self._present().cuts, "ledger", month.file("ledger"), *common)
-                edges += [*common[:1], *cuts, *common[1:]]
+                for cut in (common.begins, *cuts):
+                    if cut - edges[-1] >= step:
+                        edges.append(cut)
+                edges.append(common.ends)
         return [Period(*edge) for edge in pairwise([*edges, end]) if edge[0] < edge[1]]
 
     def _present(self) -> Archive:
         if self._archive is None:
-            raise ArchiveUnavailableError("A month of these is archived, and nobody said where: set GATEWAY_ARCHIVE_DIR.")
+            raise ArchiveUnavailableError(
+                "A month of these is archived, and nobody said where: set GATEWAY_ARCHIVE_DIR."
+            )
         return self._archive
 
 
@@ -166,10 +176,9 @@ def _is_some(period: Period) -> bool:
     return period.begins < period.ends
 
 
-def _moved(moment: datetime, by: timedelta) -> datetime:
-    """A moment earlier or later; the edge of time is as far as it goes."""
+def later(moment: datetime, by: timedelta) -> datetime:
+    """A moment that much later, or earlier; the edge of time is as far as it goes."""
     try:
         return moment + by
     except OverflowError:
-        edge = datetime.min if by < timedelta() else datetime.max
-        return edge.replace(tzinfo=UTC)
+        return (datetime.min if by < timedelta() else datetime.max).replace(tzinfo=UTC)  # noqa: DTZ901

@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from psycopg import sql
 from psycopg.rows import tuple_row
 
+from gateway.adapters.postgres.archived import Archive, ArchivedMonths, Period
 from gateway.adapters.postgres.connections import Connections
 from gateway.adapters.postgres.facts import Grain, bounds, parts
 from gateway.adapters.postgres.past import past, past_rows
@@ -52,8 +53,10 @@ _LINES: Final = (
 class Reports:
     """Implements the MoneyReports port."""
 
-    def __init__(self, database_url: str) -> None:
+    def __init__(self, database_url: str, archive: Archive | None = None) -> None:
+        """``archive`` has the months that are not in the database any more."""
         self._connections = Connections(database_url, connections_max=3)
+        self._archived = ArchivedMonths(archive)
 
     def columns(self, group_by: Sequence[str]) -> list[str]:
         return [name for name, _ in _columns(group_by)[0]]
@@ -72,6 +75,7 @@ class Reports:
             order=sql.SQL(", ").join(sql.SQL(str(number + 1)) for number in range(len(columns) + 1)),
         )
         async with self._connections.transaction() as db:
+            await self._archived.bring(db, [Period(*part[1:]) for part in covered if part.grain is None])
             cursor = db.cursor(row_factory=tuple_row)
             found = await (await cursor.execute(query, asked)).fetchall()
         names = [name for name, _ in columns]
@@ -89,15 +93,18 @@ class Reports:
     async def ledger(
         self, start: datetime, end: datetime, *, team: str | None = None
     ) -> AsyncIterator[dict[str, object]]:
-        async with self._connections.transaction() as db, db.cursor(name="ledger") as cursor:
-            cursor.itersize = FETCH_ROWS
-            await cursor.execute(statement("ledger"), {"start": start, "end": end, "team": team})
-            async for row in cursor:
-                yield ledger_row_json(row)
+        for part in await self._archived.slices(self._connections, start, end):
+            async with self._connections.transaction() as db, db.cursor(name="ledger") as cursor:
+                await self._archived.bring(db, [part])
+                cursor.itersize = FETCH_ROWS
+                await cursor.execute(statement("ledger"), {"start": part.begins, "end": part.ends, "team": team})
+                async for row in cursor:
+                    yield ledger_row_json(row)
 
     async def explain(self, request_id: str, *, team: str | None = None) -> dict[str, object] | None:
         asked = {"request_id": request_id, "team": team}
         async with self._connections.transaction() as db:
+            await self._archived.bring_having(db, "request_id", request_id, tables=("ledger", "exchanges"))
             plan = await (await db.execute(statement("explain_plan"), asked)).fetchone()
             rows = await (await db.execute(statement("explain_attempts"), asked)).fetchall()
         if plan is None and not rows:
@@ -122,17 +129,18 @@ class Reports:
         """The request of a period behind a provider's own id; None where there is none."""
         asked = {"upstream": upstream_request_id, "start": start, "end": end}
         async with self._connections.transaction() as db:
+            await self._archived.bring_having(db, "upstream_request_id", upstream_request_id)
             row = await (await db.execute(statement("find_upstream"), asked)).fetchone()
         return None if row is None else row["request_id"]
 
     def past(
         self, start: datetime, end: datetime, *, model: str | None = None, team: str | None = None
     ) -> AsyncGenerator[PastRequest, None]:
-        return past(self._connections, start, end, model=model, team=team)
+        return past(self._connections, self._archived, start, end, model=model, team=team)
 
     def past_rows(self, start: datetime, end: datetime, *, model: str | None = None) -> AsyncIterator[Row]:
         """The past as rows to replay. Raises StoreUnavailableError."""
-        return past_rows(self._connections, start, end, model=model)
+        return past_rows(self._connections, self._archived, start, end, model=model)
 
     async def journal_offsets(self) -> dict[str, tuple[int, int]]:
         """How far each journal has been shipped: segment and byte offset by journal id."""

@@ -1,0 +1,265 @@
+"""A closed month leaves the database for files that were read back and found the same, or it stays where it is.
+
+In order: the files are written and take their names; every row is read back, compared with the database in every
+column, and the month's checksum worked out of what was read; then the partitions go and the month is on record as
+archived, in one transaction. Whoever is killed in between has changed nothing, and the next run does all of it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
+from itertools import pairwise
+from typing import Any, Final, Protocol
+
+import msgspec
+import psycopg
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from gateway.adapters.postgres.archived import Archive, OnFile, copy_rows
+from gateway.adapters.postgres.changes import Change, Store
+from gateway.adapters.postgres.connections import Connection, Connections
+from gateway.adapters.postgres.entries import HOLD_TO_CLOSE
+from gateway.adapters.postgres.sql import statement
+from gateway.adapters.postgres.tables import ledger_row_json
+from gateway.core.archive import ArchivedFile, ArchivedMonth, archivable_from, month_begins, month_ends
+from gateway.core.fields import FieldError
+from gateway.core.grants import Administrator
+from gateway.pipeline.ports import Clock, StoreUnavailableError
+
+PIECE_BYTES: Final = 16 * 2**20
+"""A piece of a file is made of so much CSV."""
+FETCH_ROWS: Final = 1_000
+LOCK_SECONDS: Final = 2
+"""Everybody who reads or writes the ledger waits for so long, at the most, while a month is about to leave."""
+LOCK_ATTEMPTS: Final = 10
+ORDERS: Final[Mapping[str, tuple[str, str]]] = {
+    "ledger": ("started_at", "attempt_id"),
+    "exchanges": ("made_at", "request_id"),
+}
+
+_ALONE: Final = "SELECT pg_try_advisory_xact_lock(hashtextextended('gateway.archive', 0)) AS is_alone"
+_MONTHS: Final = "SELECT * FROM ledger_closings ORDER BY month"
+_COLUMNS: Final = """
+SELECT attname AS name, format_type(atttypid, NULL) AS kind
+FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+"""
+_ARCHIVED: Final = "UPDATE ledger_closings SET archived_at = %s, archive = %s WHERE month = %s"
+
+Told = Callable[[str, int, int], None]
+"""What is being done, how many rows of it, and how many there are."""
+
+
+class Draft(Protocol):
+    """A file that is being written. Blocking."""
+
+    def write(self, text: bytes) -> None: ...
+    def finish(self) -> ArchivedFile: ...
+    def give_up(self) -> None: ...
+
+
+class ArchiveFiles(Archive, Protocol):
+    """Where archived months are kept. Blocking; raises OSError for what cannot be written."""
+
+    def writer(self, month: str, table: str, columns: Mapping[str, str]) -> Draft: ...
+    def seal(self, month: str, archived: ArchivedMonth) -> None: ...
+    def check(self, file: ArchivedFile) -> None: ...
+
+
+class PostgresArchiving(Store):
+    """Takes closed months out of the database, and back."""
+
+    def __init__(
+        self, database_url: str, files: ArchiveFiles, *, clock: Clock, piece_bytes: int = PIECE_BYTES
+    ) -> None:
+        super().__init__(Connections(database_url), clock=clock)
+        self._files = files
+        self._piece_bytes = piece_bytes
+
+    async def archive(self, by: Administrator, month: str, *, told: Told) -> ArchivedMonth:
+        """Raises FieldError for a month that may not leave, ArchiveUnavailableError and OSError for files, and
+        StoreUnavailableError."""
+        async with self._alone() as db:
+            closing = await self._next(db, month)
+            begins, ends = month_begins(month), month_ends(month_begins(month))
+            written = {}
+            for table in ORDERS:
+                written[table] = await self._write(month, table, begins, ends, told=told)
+            archived = ArchivedMonth(**written)
+            await asyncio.to_thread(self._files.seal, month, archived)
+            sha256 = await self._read_back(OnFile(begins, ends, archived), told=told)
+            if sha256 != bytes(closing["ledger_sha256"]):
+                raise FieldError(
+                    "month",
+                    f"the rows of {month} are not those that it was closed with: their checksum is {sha256.hex()}, and "
+                    f"{bytes(closing['ledger_sha256']).hex()} is on record. See `gateway ledger verify {month}`.",
+                )
+            await self._leave(by, month, archived)
+        return archived
+
+    async def close(self) -> None:
+        await self._connections.close()
+
+    # --- what may be done ------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[Connection]:
+        """A transaction that holds off another archive, and no table."""
+        async with self._connections.transaction() as db:
+            row = await (await db.execute(_ALONE)).fetchone()
+            if row is None or not row["is_alone"]:
+                raise FieldError("month", "another run archives or restores a month just now; wait for its end.")
+            yield db
+
+    async def _next(self, db: Connection, month: str) -> dict[str, Any]:
+        """The closing of a month that may be archived now. Raises FieldError."""
+        try:
+            begins = month_begins(month)
+        except ValueError as error:
+            raise FieldError("month", f"{error}.") from None
+        closings = await (await db.execute(_MONTHS)).fetchall()
+        closing = next((each for each in closings if each["month"] == begins.date()), None)
+        if closing is None:
+            raise FieldError("month", f"{month} is not closed; close it first: gateway ledger close {month}.")
+        if closing["archived_at"] is not None:
+            raise FieldError("month", f"{month} is archived already, since {closing['archived_at']:%Y-%m-%d}.")
+        first = next(each for each in closings if each["archived_at"] is None)
+        if first is not closing:
+            raise FieldError("month", f"{first['month']:%Y-%m} is older and is archived first.")
+        allowed = archivable_from(begins)
+        if self._clock.now() < allowed:
+            raise FieldError(
+                "month",
+                f"{month} may be archived from {allowed:%Y-%m-%d} on: until then journals may still bring rows of it.",
+            )
+        return closing
+
+    # --- files -----------------------------------------------------------------------------------------------------
+
+    async def _write(self, month: str, table: str, begins: datetime, ends: datetime, *, told: Told) -> ArchivedFile:
+        """Every row of a month, in order of time."""
+        async with self._connections.transaction() as db:
+            await db.execute("SET LOCAL statement_timeout = 0")
+            found = await (await db.execute(_COLUMNS, [table])).fetchall()
+            columns = {each["name"]: each["kind"] for each in found}
+            row = await (await db.execute(_count(table), [begins, ends])).fetchone()
+            total = 0 if row is None else row["count"]
+            draft = await asyncio.to_thread(self._files.writer, month, table, columns)
+            try:
+                done, text = 0, bytearray()
+                async with db.cursor() as cursor, cursor.copy(_copy(table, columns), [begins, ends]) as copy:
+                    async for line in copy:  # one row each, as the protocol has it
+                        text += line
+                        done += 1
+                        if len(text) >= self._piece_bytes:
+                            told(f"writing {table}", done, total)
+                            await asyncio.to_thread(draft.write, bytes(text))
+                            text.clear()
+                if text:
+                    await asyncio.to_thread(draft.write, bytes(text))
+                return await asyncio.to_thread(draft.finish)
+            finally:
+                await asyncio.to_thread(draft.give_up)
+
+    async def _read_back(self, month: OnFile, *, told: Told) -> bytes:
+        """Compares what was written with what the database has, and answers the checksum of the ledger rows read."""
+        digest = hashlib.sha256()
+        for table in ORDERS:
+            file = month.file(table)
+            await asyncio.to_thread(self._files.check, file)
+            cuts = await asyncio.to_thread(self._files.cuts, table, file, month.begins, month.ends)
+            done = 0
+            for begins, ends in pairwise([month.begins, *cuts, month.ends]):
+                async with self._connections.transaction() as db:
+                    await self._compare(db, table, file, begins, ends)
+                    if table == "ledger":
+                        done += await _hash_rows(db, digest)
+                told(f"checking {table}", done, file.rows)
+        return digest.digest()
+
+    async def _compare(self, db: Connection, table: str, file: ArchivedFile, begins: datetime, ends: datetime) -> None:
+        """Brings a part of a file beside the table. Raises FieldError unless both have the same rows."""
+        read = sql.Identifier(f"read_{table}")
+        await db.execute(
+            sql.SQL("CREATE TEMPORARY TABLE {} (LIKE {}) ON COMMIT DROP").format(read, sql.Identifier(table))
+        )
+        columns = await asyncio.to_thread(self._files.columns, table, file)
+        await copy_rows(db, f"read_{table}", columns, self._files.between(table, file, begins, ends))
+        query = sql.SQL(statement("unlike_archived").decode()).format(
+            kept=sql.Identifier(table), time=sql.Identifier(ORDERS[table][0]), read=read
+        )
+        row = await (await db.execute(query, {"begins": begins, "ends": ends})).fetchone()
+        if row is None or row["missing"] or row["unlike"]:
+            raise FieldError(
+                "month",
+                f"{file.name} read back is not what the database has between {begins} and {ends}: {row}. Nothing was "
+                "removed; run this again.",
+            )
+
+    # --- the moment it leaves --------------------------------------------------------------------------------------
+
+    async def _leave(self, by: Administrator, month: str, archived: ArchivedMonth) -> None:
+        """Waits for a moment without readers, a little at a time, so that those who come meanwhile go on."""
+        for _ in range(LOCK_ATTEMPTS):
+            try:
+                async with self._change(by) as change:
+                    return await _drop(change, month, archived)
+            except StoreUnavailableError as error:
+                if not isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
+                    raise
+        raise FieldError(
+            "month", "the ledger is being read without a pause; run this again when no long report is under way."
+        )
+
+
+async def _drop(change: Change, month: str, archived: ArchivedMonth) -> None:
+    """Nobody reads or writes the ledger while its partition goes. Raises LockNotAvailable where somebody does."""
+    begins = month_begins(month)
+    await change.db.execute(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'")
+    await change.db.execute(HOLD_TO_CLOSE)
+    for table, file in (("ledger", archived.ledger), ("exchanges", archived.exchanges)):
+        row = await (await change.db.execute(_count(table), [begins, month_ends(begins)])).fetchone()
+        if row is None or row["count"] != file.rows:
+            raise FieldError("month", f"{table} of {month} has changed meanwhile; nothing was removed, run this again.")
+    for table in ORDERS:
+        partition = sql.Identifier(f"{table}_{begins:%Y_%m}")
+        await change.db.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(partition))
+        row = await (await change.db.execute(_count(table), [begins, month_ends(begins)])).fetchone()
+        assert row is not None and row["count"] == 0, "a month is one partition"
+    facts = msgspec.to_builtins(archived)
+    await change.db.execute(_ARCHIVED, [change.now, Jsonb(facts), begins.date()])
+    await change.record("ledger.archive", f"month:{month}", before=None, after=facts)
+
+
+async def _hash_rows(db: Connection, digest: Any) -> int:
+    """Adds what was read back to the checksum, as `GET /admin/ledger` exports it; how many rows."""
+    done = 0
+    async with db.cursor(name="read_back") as cursor:
+        cursor.itersize = FETCH_ROWS
+        await cursor.execute("SELECT * FROM read_ledger ORDER BY started_at, attempt_id")
+        async for row in cursor:
+            digest.update(msgspec.json.encode(ledger_row_json(row)) + b"\n")
+            done += 1
+    return done
+
+
+def _count(table: str) -> sql.Composed:
+    time = sql.Identifier(ORDERS[table][0])
+    return sql.SQL("SELECT count(*) FROM {} WHERE {} >= %s AND {} < %s").format(sql.Identifier(table), time, time)
+
+
+def _copy(table: str, columns: Mapping[str, str]) -> sql.Composed:
+    """A month's rows as the files take them: moments in microseconds, arrays as JSON."""
+    spelled = {
+        "timestamp with time zone": "(extract(epoch FROM {}) * 1000000)::bigint",
+        "text[]": "to_jsonb({})",
+    }
+    values = [sql.SQL(spelled.get(kind, "{}")).format(sql.Identifier(name)) for name, kind in columns.items()]
+    order = [sql.Identifier(name) for name in ORDERS[table]]
+    return sql.SQL(
+        "COPY (SELECT {} FROM {} WHERE {} >= %s AND {} < %s ORDER BY {}) TO STDOUT (FORMAT csv, FORCE_QUOTE *)"
+    ).format(sql.SQL(", ").join(values), sql.Identifier(table), order[0], order[0], sql.SQL(", ").join(order))

@@ -1,0 +1,169 @@
+"""Months for tests of the archive: shipped whole, closed, archived, and everything that can be asked of them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import psycopg
+
+from gateway.adapters.archive.folder import ArchiveFolder
+from gateway.adapters.journal import JournalWriter
+from gateway.adapters.postgres.archiving import ArchiveFiles, PostgresArchiving
+from gateway.adapters.postgres.reports import Reports
+from gateway.core.archive import ArchivedMonth, month_begins, month_ends
+from gateway.core.exchange import AttemptStatus
+from gateway.core.grants import COMMAND_LINE
+from gateway.core.ledger import LedgerEntry, Record
+from gateway.core.prefix import Prompt
+from gateway.core.usage import NO_USAGE, UsageSource
+from tests.integration.samples import entry, plan, usage
+from tests.integration.test_shipper import SteppedClock, ship_once
+
+T = TypeVar("T")
+MAY = datetime(2025, 5, 1, tzinfo=UTC)
+JULY = datetime(2025, 7, 1, tzinfo=UTC)
+LATER = datetime(2025, 9, 1, tzinfo=UTC)
+"""When everything that is shipped here may be archived."""
+ODD = ("", "NULL", r"\N", r"\.", '"', "a,b", "two\nlines\r\n", "tab\t", "'; --", "ünï ☃ 𝄞", "  ", "{}", "x" * 70_000)
+PIECE_BYTES = 1_500
+"""A few rows: a month is many pieces."""
+
+
+@dataclass
+class StillClock:
+    """A clock that stands."""
+
+    at: datetime = LATER
+
+    def now(self) -> datetime:
+        return self.at
+
+    def monotonic(self) -> float:
+        return 0.0
+
+
+def two_months() -> list[Record]:
+    """Plain and odd attempts from May to July, some of them on the edges, with retries, corrections and plans."""
+    made: list[Record] = []
+    for number, text in enumerate(ODD):
+        begun = MAY + timedelta(hours=number, microseconds=number)
+        made.append(odd(number, text, begun))
+        made.append(plan(number, request_id=f"req_{number:08d}", made_at=begun, plan=msgspec.Raw(
+            msgspec.json.encode({"model": text, "candidates": [], "turn": number})
+        )))  # fmt: skip
+    for number in range(100, 160):
+        begun = MAY + (JULY - MAY) / 60 * (number - 100)
+        made.append(plan(number, made_at=begun, prompt=Prompt((number, 7), (100, 1_000)), tenant="blue", turn=number))
+        made.append(entry(number, started_at=begun))
+    june = MAY.replace(month=6)
+    tick = timedelta(microseconds=1)
+    made += [entry(200, started_at=june - tick), plan(200, made_at=june - tick, prompt=Prompt((1, 2), (3, 4)))]
+    made += [entry(201, attempt=2, request_id="req_00000200", started_at=june), entry(202, started_at=JULY - tick)]
+    made += [entry(203, started_at=JULY), plan(203, made_at=JULY - tick, prompt=Prompt((5, 6), (7, 8)), tenant="red")]
+    return made
+
+
+def odd(number: int, text: str, begun: datetime) -> LedgerEntry:
+    """An attempt whose every text is odd, and whose figures are at their edges."""
+    is_even = number % 2 == 0
+    made = entry(
+        number,
+        used=NO_USAGE if number == 2 else usage(cached=None if is_even else 600, reasoning=None),
+        status=AttemptStatus.FAILED if is_even else AttemptStatus.SUCCEEDED,
+        source=UsageSource.ESTIMATED,
+        started_at=begun,
+        key_name=text,
+        team=text if is_even else None,
+        tags={text: text, "b": "1"} if is_even else {},
+        admitted_at=begun if is_even else None,
+        held_pico=2**62,
+    )
+    changes = {"upstream_request_id": f"up_{number}", "served_model": text, "error_type": text, "flags": [text, "x"]}
+    return msgspec.structs.replace(made, **changes, fee_pico=1, cost_pico=made.cost_pico + 1)
+
+
+def ship(url: str, folder: Path, *records: Record) -> None:
+    """The records' whole way from a journal into the ledger."""
+    writer = JournalWriter.open(folder, f"j{len(list(folder.glob('journal/*')))}")
+    ship_once(writer, url, SteppedClock(), *records)
+    writer.close()
+
+
+def close_month(url: str, month: str) -> None:
+    """Closes a month with the checksum of its rows."""
+    begins = month_begins(month)
+
+    async def rows(reports: Reports) -> list[dict[str, object]]:
+        return [row async for row in reports.ledger(begins, month_ends(begins))]
+
+    found = asyncio.run(asked(url, None, rows))
+    text = b"".join(msgspec.json.encode(row) + b"\n" for row in found)
+    sha256 = hashlib.sha256(text).digest()
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute(
+            "INSERT INTO ledger_closings (month, closed_at, closed_by, reason, organisation_name, rows, cost_pico,"
+            " ledger_sha256, focus_sha256) VALUES (%s, now(), 'test', 'test', '', %s, 0, %s, %s)",
+            [begins.date(), len(found), sha256, sha256],
+        )
+
+
+def archive_month(
+    url: str, files: Path | ArchiveFiles, month: str, *, at: datetime = LATER, piece_bytes: int = PIECE_BYTES
+) -> ArchivedMonth:
+    """Archives a closed month in small pieces."""
+
+    async def scenario() -> ArchivedMonth:
+        async with archiving(url, files, at=at, piece_bytes=piece_bytes) as made:
+            return await made.archive(COMMAND_LINE, month, told=lambda *_: None)
+
+    return asyncio.run(scenario())
+
+
+@asynccontextmanager
+async def archiving(
+    url: str, files: Path | ArchiveFiles, *, at: datetime = LATER, piece_bytes: int = PIECE_BYTES
+) -> AsyncIterator[PostgresArchiving]:
+    kept = ArchiveFolder(files) if isinstance(files, Path) else files
+    made = PostgresArchiving(url, kept, clock=StillClock(at), piece_bytes=piece_bytes)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+async def asked(url: str, folder: Path | None, question: Callable[[Reports], Awaitable[T]]) -> T:
+    reports = Reports(url, None if folder is None else ArchiveFolder(folder))
+    try:
+        return await question(reports)
+    finally:
+        await reports.close()
+
+
+async def everything(reports: Reports) -> dict[str, Any]:
+    """All that is known of May to July, and of ragged parts of it."""
+    end = JULY + timedelta(days=1)
+    ragged = [
+        (MAY + timedelta(minutes=7, microseconds=1), MAY + timedelta(minutes=9)),
+        (MAY + timedelta(hours=3, minutes=1), JULY - timedelta(microseconds=1)),
+        (MAY.replace(day=20, minute=5), MAY.replace(month=6, day=2, second=1)),
+        (MAY, JULY),
+    ]
+    rows = [row async for row in reports.ledger(MAY, end)]
+    async with aclosing(reports.past(MAY, end)) as past:
+        requests = [each async for each in past]
+    return {
+        "rows": rows,
+        "team": [row async for row in reports.ledger(*ragged[2], team="blue")],
+        "spend": [await reports.spend(*each, group_by=["key", "day"], timezone="UTC") for each in ragged],
+        "explained": [await reports.explain(name) for name in sorted({str(row["request_id"]) for row in rows})],
+        "past": requests,
+        "behind": [await reports.find_upstream(f"up_{number}", MAY, end) for number in range(len(ODD) + 1)],
+    }

@@ -1,0 +1,174 @@
+"""A month that has left the database for files answers every question as before, or says that it cannot (L1, L5)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from gateway.adapters.archive.folder import ArchiveFolder
+from gateway.adapters.postgres.reports import Reports
+from gateway.core.archive import month_begins, month_ends
+from gateway.core.fields import FieldError
+from gateway.core.grants import COMMAND_LINE
+from gateway.pipeline.ports import ArchiveUnavailableError
+from tests.integration.archives import (
+    JULY,
+    LATER,
+    MAY,
+    archive_month,
+    archiving,
+    asked,
+    close_month,
+    everything,
+    ship,
+    two_months,
+)
+
+pytestmark = pytest.mark.integration
+
+MONTHS = ("2025-05", "2025-06")
+
+
+@pytest.fixture
+def closed(database_url: str, tmp_path: Path) -> str:
+    """A database with two closed months and an open one."""
+    ship(database_url, tmp_path, *two_months())
+    for month in MONTHS:
+        close_month(database_url, month)
+    return database_url
+
+
+def partitions(url: str) -> set[str]:
+    with psycopg.connect(url) as db:
+        return {name for (name,) in db.execute("SELECT inhrelid::regclass::text FROM pg_inherits").fetchall()}
+
+
+def test_every_answer_is_as_before(closed: str, tmp_path: Path):
+    """One connection is asked often before, between and after: what was prepared for the table is not kept for it."""
+    folder = tmp_path / "archive"
+
+    async def scenario() -> None:
+        reports = Reports(closed, ArchiveFolder(folder))
+        before = [await everything(reports) for _ in range(7)][-1]
+        assert len(before["rows"]) > 70 and None not in before["explained"] and len(before["past"]) > 70
+        for month in MONTHS:
+            async with archiving(closed, folder) as archive:
+                await archive.archive(COMMAND_LINE, month, told=lambda *_: None)
+            assert await everything(reports) == before
+        assert {name for name in partitions(closed) if "2025_05" in name or "2025_06" in name} == set()
+        assert [await everything(reports) for _ in range(7)] == [before] * 7
+        await reports.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_files_are_what_is_on_record(closed: str, tmp_path: Path):
+    """Two files with their checksums beside them, of many pieces, and an entry in the audit."""
+    folder = tmp_path / "archive"
+    archived = archive_month(closed, folder, "2025-05")
+    assert sorted(path.name for path in (folder / "2025-05").iterdir()) == [
+        "SHA256SUMS",
+        "exchanges.parquet",
+        "ledger.parquet",
+    ]
+    for file in (archived.ledger, archived.exchanges):
+        content = (folder / file.name).read_bytes()
+        assert (file.bytes, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+        assert f"{file.sha256}  {Path(file.name).name}\n" in (folder / "2025-05" / "SHA256SUMS").read_text()
+    cuts = ArchiveFolder(folder).cuts("ledger", archived.ledger, MAY, JULY)
+    assert len(cuts) > 3
+    with psycopg.connect(closed) as db:
+        row = db.execute("SELECT actor, target, after FROM audit_entries WHERE action = 'ledger.archive'").fetchone()
+    assert row is not None and row[:2] == ("cli", "month:2025-05")
+    assert row[2]["ledger"] == {
+        "name": "2025-05/ledger.parquet",
+        "rows": archived.ledger.rows,
+        "bytes": archived.ledger.bytes,
+        "sha256": archived.ledger.sha256,
+    }
+
+
+@pytest.mark.parametrize(
+    ("month", "days", "says"),
+    [
+        ("2025-06", 90, "2025-05 is older"),
+        ("2025-07", 90, "not closed"),
+        ("2025-05", 6, "from 2025-06-08 on"),
+        ("2025-13", 90, "not a month"),
+        ("May", 90, "not a month"),
+    ],
+)
+def test_what_may_not_leave(closed: str, tmp_path: Path, month: str, days: int, says: str):
+    """Only what is closed, the oldest first, and when journals have forgotten it; the refusal says which."""
+    at = month_ends(month_begins("2025-05")) + timedelta(days=days)
+    with pytest.raises(FieldError, match=says):
+        archive_month(closed, tmp_path / "archive", month, at=at)
+    assert "ledger_2025_05" in partitions(closed)
+
+
+def test_twice_is_once(closed: str, tmp_path: Path):
+    """A month that is archived is left alone."""
+    archive_month(closed, tmp_path / "archive", "2025-05")
+    with pytest.raises(FieldError, match="archived already"):
+        archive_month(closed, tmp_path / "archive", "2025-05")
+
+
+def test_rows_that_changed_since_the_closing_stay(closed: str, tmp_path: Path):
+    """What is read back has the checksum that the month was closed with, or nothing leaves."""
+    with psycopg.connect(closed) as db:
+        db.execute("SET LOCAL gateway.maintenance = 'on'")
+        db.execute("UPDATE ledger SET key_name = 'somebody' WHERE attempt_id = 'att_00000101'")
+    with pytest.raises(FieldError, match="not those that it was closed with"):
+        archive_month(closed, tmp_path / "archive", "2025-05")
+    assert "ledger_2025_05" in partitions(closed)
+
+
+def test_a_file_that_is_missing_is_named(closed: str, tmp_path: Path):
+    """Whoever needs a row of it is refused; a whole month is a sum of the roll-up and needs none."""
+    folder = tmp_path / "archive"
+    archived = archive_month(closed, folder, "2025-05")
+    path = folder / archived.ledger.name
+    path.rename(path.with_suffix(".away"))
+
+    async def scenario(reports: Reports) -> None:
+        with pytest.raises(ArchiveUnavailableError, match=str(path)):
+            await anext(reports.ledger(MAY, LATER))
+        with pytest.raises(ArchiveUnavailableError, match=str(path)):
+            await reports.spend(MAY + timedelta(seconds=1), LATER, group_by=[], timezone="UTC")
+        with pytest.raises(ArchiveUnavailableError, match=str(path)):
+            await reports.explain("req_00000203")
+        assert [row async for row in reports.ledger(JULY, LATER)]
+        total: Any = (await reports.spend(MAY, LATER, group_by=[], timezone="UTC"))["total"]
+        assert total["attempts"] > 70
+
+    asyncio.run(asked(closed, folder, scenario))
+    with pytest.raises(ArchiveUnavailableError, match="GATEWAY_ARCHIVE_DIR"):
+        asyncio.run(asked(closed, None, lambda reports: reports.explain("req_00000203")))
+
+
+@pytest.mark.parametrize("how", ["shorter", "flipped"])
+def test_a_file_that_was_changed_is_named(closed: str, tmp_path: Path, how: str):
+    """A file of another length, or with another bit, is not read as if it were the archive."""
+    folder = tmp_path / "archive"
+    archived = archive_month(closed, folder, "2025-05")
+    path = folder / archived.ledger.name
+    content = bytearray(path.read_bytes())
+    if how == "shorter":
+        del content[-1:]
+    else:
+        content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+
+    async def scenario(reports: Reports) -> None:
+        with pytest.raises(ArchiveUnavailableError, match=str(path)):
+            assert [row async for row in reports.ledger(MAY, LATER)] == []
+
+    asyncio.run(asked(closed, folder, scenario))
+    with pytest.raises(ArchiveUnavailableError, match=str(path)):
+        ArchiveFolder(folder).check(archived.ledger)
