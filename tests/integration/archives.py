@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import msgspec
 import psycopg
 
-from gateway.adapters.archive.folder import ArchiveFolder
+from gateway.adapters.archive.folder import ArchiveFolder, Draft
 from gateway.adapters.journal import JournalWriter
 from gateway.adapters.postgres.archiving import ArchiveFiles, PostgresArchiving
 from gateway.adapters.postgres.reports import Reports
-from gateway.core.archive import ArchivedMonth, month_begins, month_ends
+from gateway.core.archive import ArchivedFile, ArchivedMonth, month_begins, month_ends
 from gateway.core.exchange import AttemptStatus
 from gateway.core.grants import COMMAND_LINE
 from gateway.core.ledger import LedgerEntry, Record
@@ -137,6 +137,61 @@ async def archiving(
         yield made
     finally:
         await made.close()
+
+
+class KilledError(BaseException):
+    """Nothing catches this, like a kill."""
+
+
+class MortalFolder(ArchiveFolder):
+    """A folder whose user is killed at its call number ``dies_at``, before or after it was done."""
+
+    def __init__(self, folder: Path, *, dies_at: float, is_after: bool) -> None:
+        super().__init__(folder)
+        self.calls = 0
+        self._dies_at = dies_at
+        self._is_after = is_after
+
+    def step(self, done: Callable[[], T]) -> T:
+        self.calls += 1
+        if self.calls == self._dies_at and not self._is_after:
+            raise KilledError
+        result = done()
+        if self.calls == self._dies_at:
+            raise KilledError
+        return result
+
+    def writer(self, month: str, table: str, columns: Mapping[str, str]) -> MortalDraft:  # type: ignore[override]
+        return MortalDraft(self.step(lambda: super(MortalFolder, self).writer(month, table, columns)), self)
+
+    def seal(self, month: str, archived: ArchivedMonth) -> None:
+        self.step(lambda: super(MortalFolder, self).seal(month, archived))
+
+    def check(self, file: ArchivedFile) -> None:
+        self.step(lambda: super(MortalFolder, self).check(file))
+
+    def cuts(self, table: str, file: ArchivedFile, begins: datetime, ends: datetime) -> list[datetime]:
+        return self.step(lambda: super(MortalFolder, self).cuts(table, file, begins, ends))
+
+    def columns(self, table: str, file: ArchivedFile) -> list[str]:
+        return self.step(lambda: super(MortalFolder, self).columns(table, file))
+
+
+class MortalDraft:
+    """A file of a MortalFolder; who is killed does not tidy up."""
+
+    def __init__(self, draft: Draft, folder: MortalFolder) -> None:
+        self._draft = draft
+        self._folder = folder
+
+    def write(self, text: bytes) -> None:
+        self._folder.step(lambda: self._draft.write(text))
+
+    def finish(self) -> ArchivedFile:
+        return self._folder.step(self._draft.finish)
+
+    def give_up(self) -> None:
+        """Only what was finished has nothing to tidy."""
 
 
 async def asked(url: str, folder: Path | None, question: Callable[[Reports], Awaitable[T]]) -> T:

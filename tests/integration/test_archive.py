@@ -21,6 +21,8 @@ from tests.integration.archives import (
     JULY,
     LATER,
     MAY,
+    KilledError,
+    MortalFolder,
     archive_month,
     archiving,
     asked,
@@ -29,6 +31,7 @@ from tests.integration.archives import (
     ship,
     two_months,
 )
+from tests.integration.samples import plan
 
 pytestmark = pytest.mark.integration
 
@@ -197,3 +200,104 @@ def test_a_file_that_was_changed_is_named(closed: str, tmp_path: Path, how: str)
     asyncio.run(asked(closed, folder, scenario))
     with pytest.raises(ArchiveUnavailableError, match=str(path)):
         ArchiveFolder(folder).check(archived.ledger)
+
+
+async def listed(reports: Reports) -> list[dict[str, object]]:
+    return [row async for row in reports.ledger(MAY, LATER)]
+
+
+@pytest.mark.parametrize("is_after", [False, True])
+def test_who_is_killed_has_changed_nothing(closed: str, tmp_path: Path, is_after: bool):
+    """At every step that is taken with the files; the next run does all of it again, whatever was left lying about."""
+    folder = tmp_path / "archive"
+    before = asyncio.run(asked(closed, folder, listed))
+    deaths = 0
+    while True:
+        mortal = MortalFolder(folder, dies_at=deaths + 1, is_after=is_after)
+        try:
+            archived = archive_month(closed, mortal, "2025-05", piece_bytes=20_000)
+            break
+        except KilledError:
+            deaths += 1
+        assert "ledger_2025_05" in partitions(closed)
+        assert asyncio.run(asked(closed, folder, listed)) == before
+    assert deaths == mortal.calls > 12
+    assert "ledger_2025_05" not in partitions(closed)
+    assert asyncio.run(asked(closed, folder, listed)) == before
+    assert sorted(path.suffix for path in (folder / "2025-05").iterdir()) == ["", ".parquet", ".parquet"]
+    ArchiveFolder(folder).check(archived.ledger)
+
+
+def test_a_month_stays_while_it_is_read(closed: str, tmp_path: Path):
+    """Who is in the middle of a list reads it to its end; the month leaves when nobody does."""
+    folder = tmp_path / "archive"
+
+    async def scenario(reports: Reports) -> None:
+        before = await listed(reports)
+        under_way = reports.ledger(MAY, LATER)
+        first = await anext(under_way)
+        async with archiving(closed, folder) as archive:
+            with pytest.raises(FieldError, match="in use without a pause"):
+                await archive.archive(COMMAND_LINE, "2025-05", told=lambda *_: None)
+            assert [first, *[row async for row in under_way]] == before
+            await archive.archive(COMMAND_LINE, "2025-05", told=lambda *_: None)
+        assert await listed(reports) == before
+
+    asyncio.run(asked(closed, folder, scenario))
+
+
+def test_two_do_not_archive_at_once(closed: str, tmp_path: Path):
+    """The second is told to wait."""
+    with psycopg.connect(closed) as other:
+        other.execute("SELECT pg_advisory_xact_lock(hashtextextended('gateway.archive', 0))")
+        with pytest.raises(FieldError, match="another run"):
+            archive_month(closed, tmp_path / "archive", "2025-05")
+
+
+def test_a_plan_that_arrives_meanwhile_is_not_lost(closed: str, tmp_path: Path):
+    """What the database has got since the files were checked keeps the month where it is, until the next run."""
+    folder, late = tmp_path / "archive", plan(900, made_at=MAY + timedelta(hours=1))
+    arrived = False
+
+    def told(what: str, done: int, of: int) -> None:
+        nonlocal arrived
+        if what == "checking exchanges" and not arrived:
+            arrived = True
+            with psycopg.connect(closed) as db:
+                db.execute(
+                    "INSERT INTO exchanges (request_id, made_at, key_id, plan) VALUES (%s, %s, '', '{}')",
+                    [late.request_id, MAY],
+                )
+
+    async def scenario() -> None:
+        async with archiving(closed, folder, piece_bytes=10**9) as archive:
+            with pytest.raises(FieldError, match="exchanges of 2025-05 has changed meanwhile"):
+                await archive.archive(COMMAND_LINE, "2025-05", told=told)
+            await archive.archive(COMMAND_LINE, "2025-05", told=told)
+
+    asyncio.run(scenario())
+    assert asyncio.run(asked(closed, folder, lambda reports: reports.explain(late.request_id))) is not None
+
+
+def test_a_month_comes_back(closed: str, tmp_path: Path):
+    """Latest first, whole, and may leave again."""
+    folder = tmp_path / "archive"
+    before = asyncio.run(asked(closed, folder, everything))
+    for month in MONTHS:
+        archive_month(closed, folder, month)
+
+    async def restore(month: str) -> None:
+        async with archiving(closed, folder) as archive:
+            await archive.restore(COMMAND_LINE, month, told=lambda *_: None)
+
+    with pytest.raises(FieldError, match="2025-06 is the latest"):
+        asyncio.run(restore("2025-05"))
+    asyncio.run(restore("2025-06"))
+    assert {"ledger_2025_06", "exchanges_2025_06"} <= partitions(closed)
+    assert asyncio.run(asked(closed, folder, everything)) == before
+    asyncio.run(restore("2025-05"))
+    assert asyncio.run(asked(closed, None, everything)) == before
+    with pytest.raises(FieldError, match="none is the latest"):
+        asyncio.run(restore("2025-05"))
+    archive_month(closed, folder, "2025-05")
+    assert asyncio.run(asked(closed, folder, everything)) == before

@@ -80,7 +80,7 @@ class ArchivedMonths:
         whatever it asks."""
         if not periods:
             return
-        months = await _months(db)
+        months = await archived_months(db)
         wanted = [(month, common) for month in months for common in map(month.common, periods) if _is_some(common)]
         wide = [] if around is None else [Period(later(a, -around), later(b, around)) for a, b in periods]
         plans = [(month, common) for month in months for common in map(month.common, wide) if _is_some(common)]
@@ -100,7 +100,7 @@ class ArchivedMonths:
     ) -> None:
         """What archived months have with such a text, a request's id for one: once in a transaction, and before
         whatever it asks."""
-        months = await _months(db)
+        months = await archived_months(db)
         if not months:
             return
         archive = self._present()
@@ -118,7 +118,7 @@ class ArchivedMonths:
         period needs."""
         whole = Period(start, end)
         async with connections.transaction() as db:
-            months = await _months(db)
+            months = await archived_months(db)
         edges = [start]
         for month in months:
             common = month.common(whole)
@@ -159,7 +159,8 @@ async def beside(pieces: Iterator[T]) -> AsyncIterator[T]:
         yield piece
 
 
-async def _months(db: Connection) -> list[OnFile]:
+async def archived_months(db: Connection) -> list[OnFile]:
+    """Those on record, oldest first; they stay so until the transaction ends."""
     await db.execute(_HOLD)
     return [on_file(row) for row in await (await db.execute(_MONTHS)).fetchall()]
 

@@ -8,6 +8,7 @@ archived, in one transaction. Whoever is killed in between has changed nothing, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -20,8 +21,8 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from gateway.adapters.postgres.archived import Archive, OnFile, copy_rows
-from gateway.adapters.postgres.changes import Change, Store
+from gateway.adapters.postgres.archived import Archive, OnFile, archived_months, copy_rows
+from gateway.adapters.postgres.changes import Store
 from gateway.adapters.postgres.connections import Connection, Connections
 from gateway.adapters.postgres.entries import HOLD_TO_CLOSE
 from gateway.adapters.postgres.sql import statement
@@ -29,14 +30,14 @@ from gateway.adapters.postgres.tables import ledger_row_json
 from gateway.core.archive import ArchivedFile, ArchivedMonth, archivable_from, month_begins, month_ends
 from gateway.core.fields import FieldError
 from gateway.core.grants import Administrator
-from gateway.pipeline.ports import Clock, StoreUnavailableError
+from gateway.pipeline.ports import Clock
 
 PIECE_BYTES: Final = 16 * 2**20
 """A piece of a file is made of so much CSV."""
 FETCH_ROWS: Final = 1_000
 LOCK_SECONDS: Final = 2
 """Everybody who reads or writes the ledger waits for so long, at the most, while a month is about to leave."""
-LOCK_ATTEMPTS: Final = 10
+LOCK_ATTEMPTS: Final = 5
 ORDERS: Final[Mapping[str, tuple[str, str]]] = {
     "ledger": ("started_at", "attempt_id"),
     "exchanges": ("made_at", "request_id"),
@@ -73,9 +74,7 @@ class ArchiveFiles(Archive, Protocol):
 class PostgresArchiving(Store):
     """Takes closed months out of the database, and back."""
 
-    def __init__(
-        self, database_url: str, files: ArchiveFiles, *, clock: Clock, piece_bytes: int = PIECE_BYTES
-    ) -> None:
+    def __init__(self, database_url: str, files: ArchiveFiles, *, clock: Clock, piece_bytes: int = PIECE_BYTES) -> None:
         super().__init__(Connections(database_url), clock=clock)
         self._files = files
         self._piece_bytes = piece_bytes
@@ -100,6 +99,17 @@ class PostgresArchiving(Store):
                 )
             await self._leave(by, month, archived)
         return archived
+
+    async def restore(self, by: Administrator, month: str, *, told: Told) -> ArchivedMonth:
+        """Takes the month that was archived last back into the database; its files stay. Raises what ``archive``
+        does."""
+        async with self._alone():
+            async with self._connections.transaction() as db:
+                kept = await self._last(db, month)
+            for table in ORDERS:
+                await asyncio.to_thread(self._files.check, kept.file(table))
+            await self._put_back(by, month, kept, told=told)
+        return kept.files
 
     async def close(self) -> None:
         await self._connections.close()
@@ -138,6 +148,14 @@ class PostgresArchiving(Store):
             )
         return closing
 
+    async def _last(self, db: Connection, month: str) -> OnFile:
+        """The month that was archived last, if it is this one. Raises FieldError."""
+        archived = await archived_months(db)
+        if not archived or f"{archived[-1].begins:%Y-%m}" != month:
+            last = f"{archived[-1].begins:%Y-%m} is" if archived else "none is"
+            raise FieldError("month", f"months come back latest first, and {last} the latest that is archived.")
+        return archived[-1]
+
     # --- files -----------------------------------------------------------------------------------------------------
 
     async def _write(self, month: str, table: str, begins: datetime, ends: datetime, *, told: Told) -> ArchivedFile:
@@ -146,8 +164,7 @@ class PostgresArchiving(Store):
             await db.execute("SET LOCAL statement_timeout = 0")
             found = await (await db.execute(_COLUMNS, [table])).fetchall()
             columns = {each["name"]: each["kind"] for each in found}
-            row = await (await db.execute(_count(table), [begins, ends])).fetchone()
-            total = 0 if row is None else row["count"]
+            total = await _counted(db, table, begins, ends)
             draft = await asyncio.to_thread(self._files.writer, month, table, columns)
             try:
                 done, text = 0, bytearray()
@@ -200,39 +217,65 @@ class PostgresArchiving(Store):
                 "removed; run this again.",
             )
 
-    # --- the moment it leaves --------------------------------------------------------------------------------------
+    # --- the moment it leaves, and comes back ----------------------------------------------------------------------
 
     async def _leave(self, by: Administrator, month: str, archived: ArchivedMonth) -> None:
-        """Waits for a moment without readers, a little at a time, so that those who come meanwhile go on."""
-        for _ in range(LOCK_ATTEMPTS):
-            try:
-                async with self._change(by) as change:
-                    return await _drop(change, month, archived)
-            except StoreUnavailableError as error:
-                if not isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
-                    raise
-        raise FieldError(
-            "month", "the ledger is being read without a pause; run this again when no long report is under way."
-        )
+        """The partitions go, and where the rows are is on record."""
+        begins, ends = month_begins(month), month_ends(month_begins(month))
+        async with self._change(by) as change:
+            await _take_alone(change.db)
+            for table, file in (("ledger", archived.ledger), ("exchanges", archived.exchanges)):
+                if await _counted(change.db, table, begins, ends) != file.rows:
+                    raise FieldError(
+                        "month", f"{table} of {month} has changed meanwhile; nothing left, run this again."
+                    )
+            for table in ORDERS:
+                partition = sql.Identifier(f"{table}_{begins:%Y_%m}")
+                await change.db.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(partition))
+                assert await _counted(change.db, table, begins, ends) == 0, "a month is one partition"
+            facts = msgspec.to_builtins(archived)
+            await change.db.execute(_ARCHIVED, [change.now, Jsonb(facts), begins.date()])
+            await change.record("ledger.archive", f"month:{month}", before=None, after=facts)
+
+    async def _put_back(self, by: Administrator, month: str, kept: OnFile, *, told: Told) -> None:
+        """Plans that a journal has brought again meanwhile stay as they are."""
+        async with self._connections.transaction() as db:
+            await db.execute("SELECT ensure_month(%s)", [kept.begins])
+        async with self._connections.transaction() as db:
+            await db.execute("SET LOCAL statement_timeout = 0")
+            await db.execute("CREATE TEMPORARY TABLE read_exchanges (LIKE exchanges) ON COMMIT DROP")
+            for table, target in (("ledger", "ledger"), ("exchanges", "read_exchanges")):
+                file = kept.file(table)
+                told(f"reading {table}", 0, file.rows)
+                columns = await asyncio.to_thread(self._files.columns, table, file)
+                await copy_rows(db, target, columns, self._files.between(table, file, kept.begins, kept.ends))
+                told(f"reading {table}", file.rows, file.rows)
+            await db.execute("INSERT INTO exchanges SELECT * FROM read_exchanges ON CONFLICT DO NOTHING")
+            change = await self._change_in(db, by)
+            await _take_alone(db)
+            if await _counted(db, "ledger", kept.begins, kept.ends) != kept.files.ledger.rows:
+                raise FieldError("month", f"{month} has rows in the database beside those of its file; look at them.")
+            await db.execute(_ARCHIVED, [None, None, kept.begins.date()])
+            before = msgspec.to_builtins(kept.files)
+            await change.record("ledger.restore", f"month:{month}", before=before, after=None)
 
 
-async def _drop(change: Change, month: str, archived: ArchivedMonth) -> None:
-    """Nobody reads or writes the ledger while its partition goes. Raises LockNotAvailable where somebody does."""
-    begins = month_begins(month)
-    await change.db.execute(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'")
-    await change.db.execute(HOLD_TO_CLOSE)
-    for table, file in (("ledger", archived.ledger), ("exchanges", archived.exchanges)):
-        row = await (await change.db.execute(_count(table), [begins, month_ends(begins)])).fetchone()
-        if row is None or row["count"] != file.rows:
-            raise FieldError("month", f"{table} of {month} has changed meanwhile; nothing was removed, run this again.")
-    for table in ORDERS:
-        partition = sql.Identifier(f"{table}_{begins:%Y_%m}")
-        await change.db.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(partition))
-        row = await (await change.db.execute(_count(table), [begins, month_ends(begins)])).fetchone()
-        assert row is not None and row["count"] == 0, "a month is one partition"
-    facts = msgspec.to_builtins(archived)
-    await change.db.execute(_ARCHIVED, [change.now, Jsonb(facts), begins.date()])
-    await change.record("ledger.archive", f"month:{month}", before=None, after=facts)
+async def _take_alone(db: Connection) -> None:
+    """Nobody reads or writes the ledger until the end of the transaction; waited for a little at a time, so that those
+    who come meanwhile go on. Raises FieldError where it is in use all the time."""
+    await db.execute(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'")
+    for _ in range(LOCK_ATTEMPTS):
+        with contextlib.suppress(psycopg.errors.LockNotAvailable):
+            async with db.transaction():
+                await db.execute(HOLD_TO_CLOSE)
+                await db.execute("LOCK TABLE ledger, exchanges IN ACCESS EXCLUSIVE MODE")
+            return
+    raise FieldError("month", "the ledger is in use without a pause; run this again when no long report is under way.")
+
+
+async def _counted(db: Connection, table: str, begins: datetime, ends: datetime) -> int:
+    row = await (await db.execute(_count(table), [begins, ends])).fetchone()
+    return 0 if row is None else int(row["count"])
 
 
 async def _hash_rows(db: Connection, digest: Any) -> int:
