@@ -12,6 +12,8 @@ import psycopg
 import pytest
 
 from gateway.adapters.archive.folder import ArchiveFolder
+from gateway.adapters.postgres.archived import ArchivedMonths, Period
+from gateway.adapters.postgres.connections import Connections
 from gateway.adapters.postgres.reports import Reports
 from gateway.core.archive import month_begins, month_ends
 from gateway.core.fields import FieldError
@@ -50,6 +52,10 @@ def closed(database_url: str, tmp_path: Path) -> str:
 def partitions(url: str) -> set[str]:
     with psycopg.connect(url) as db:
         return {name for (name,) in db.execute("SELECT inhrelid::regclass::text FROM pg_inherits").fetchall()}
+
+
+async def listed(reports: Reports) -> list[dict[str, object]]:
+    return [row async for row in reports.ledger(MAY, LATER)]
 
 
 def test_every_answer_is_as_before(closed: str, tmp_path: Path):
@@ -157,6 +163,46 @@ def test_rows_that_changed_since_the_closing_stay(closed: str, tmp_path: Path):
     assert "ledger_2025_05" in partitions(closed)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE ledger SET flags = '{late}' WHERE attempt_id = 'att_00000101'",
+        "DELETE FROM ledger WHERE attempt_id = 'att_00000101'",
+        """UPDATE exchanges SET plan = '{"a": 1.0}' WHERE request_id = 'req_00000101'""",
+    ],
+)
+def test_every_column_is_compared(closed: str, tmp_path: Path, change: str):
+    """What the files have and the database has not, or the other way round, is seen also where no export shows it."""
+    with psycopg.connect(closed, autocommit=True) as db:
+        db.execute("""UPDATE exchanges SET plan = '{"a": 1.00}' WHERE request_id = 'req_00000101'""")
+    written: list[str] = []
+
+    def told(what: str, done: int, of: int) -> None:
+        if what == "checking ledger" and not written:
+            written.append(change)
+            with psycopg.connect(closed) as db:
+                db.execute("SET LOCAL gateway.maintenance = 'on'")
+                db.execute(change)
+
+    async def scenario() -> None:
+        async with archiving(closed, tmp_path / "archive") as archive:
+            with pytest.raises(FieldError, match="is not what the database has between"):
+                await archive.archive(COMMAND_LINE, "2025-05", told=told)
+
+    asyncio.run(scenario())
+    assert "ledger_2025_05" in partitions(closed)
+
+
+def test_a_month_without_rows_or_plans(database_url: str, tmp_path: Path):
+    """It leaves like any other."""
+    close_month(database_url, "2025-04")
+    folder = tmp_path / "archive"
+    archived = archive_month(database_url, folder, "2025-04")
+    assert (archived.ledger.rows, archived.exchanges.rows) == (0, 0)
+    assert asyncio.run(asked(database_url, folder, listed)) == []
+    assert asyncio.run(asked(database_url, folder, lambda reports: reports.explain("req_1"))) is None
+
+
 def test_a_file_that_is_missing_is_named(closed: str, tmp_path: Path):
     """Whoever needs a row of it is refused; a whole month is a sum of the roll-up and needs none."""
     folder = tmp_path / "archive"
@@ -202,10 +248,6 @@ def test_a_file_that_was_changed_is_named(closed: str, tmp_path: Path, how: str)
         ArchiveFolder(folder).check(archived.ledger)
 
 
-async def listed(reports: Reports) -> list[dict[str, object]]:
-    return [row async for row in reports.ledger(MAY, LATER)]
-
-
 @pytest.mark.parametrize("is_after", [False, True])
 def test_who_is_killed_has_changed_nothing(closed: str, tmp_path: Path, is_after: bool):
     """At every step that is taken with the files; the next run does all of it again, whatever was left lying about."""
@@ -244,6 +286,22 @@ def test_a_month_stays_while_it_is_read(closed: str, tmp_path: Path):
         assert await listed(reports) == before
 
     asyncio.run(asked(closed, folder, scenario))
+
+
+def test_who_has_looked_what_is_archived_finds_it_so(closed: str, tmp_path: Path):
+    """Between that look and the rows no month leaves, or a sum would be without it."""
+
+    async def scenario() -> None:
+        connections = Connections(closed)
+        async with archiving(closed, tmp_path / "archive") as archive:
+            async with connections.transaction() as db:
+                await ArchivedMonths(None).bring(db, [Period(MAY, JULY)])
+                with pytest.raises(FieldError, match="in use without a pause"):
+                    await archive.archive(COMMAND_LINE, "2025-05", told=lambda *_: None)
+            await archive.archive(COMMAND_LINE, "2025-05", told=lambda *_: None)
+        await connections.close()
+
+    asyncio.run(scenario())
 
 
 def test_two_do_not_archive_at_once(closed: str, tmp_path: Path):

@@ -32,7 +32,7 @@ from gateway.core.fields import FieldError
 from gateway.core.grants import Administrator
 from gateway.pipeline.ports import Clock
 
-PIECE_BYTES: Final = 16 * 2**20
+PIECE_BYTES: Final = 8 * 2**20
 """A piece of a file is made of so much CSV."""
 FETCH_ROWS: Final = 1_000
 LOCK_SECONDS: Final = 2
@@ -206,15 +206,15 @@ class PostgresArchiving(Store):
         )
         columns = await asyncio.to_thread(self._files.columns, table, file)
         await copy_rows(db, f"read_{table}", columns, self._files.between(table, file, begins, ends))
-        query = sql.SQL(statement("unlike_archived").decode()).format(
+        query = sql.SQL(statement("same_as_archived").decode()).format(
             kept=sql.Identifier(table), time=sql.Identifier(ORDERS[table][0]), read=read
         )
         row = await (await db.execute(query, {"begins": begins, "ends": ends})).fetchone()
-        if row is None or row["missing"] or row["unlike"]:
+        if row is None or not row["is_same"]:
             raise FieldError(
                 "month",
-                f"{file.name} read back is not what the database has between {begins} and {ends}: {row}. Nothing was "
-                "removed; run this again.",
+                f"{file.name} read back is not what the database has between {begins} and {ends}. Nothing has left; "
+                "run this again.",
             )
 
     # --- the moment it leaves, and comes back ----------------------------------------------------------------------
