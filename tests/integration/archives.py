@@ -209,6 +209,7 @@ async def everything(reports: Reports) -> dict[str, Any]:
         (MAY + timedelta(minutes=7, microseconds=1), MAY + timedelta(minutes=9)),
         (MAY + timedelta(hours=3, minutes=1), JULY - timedelta(microseconds=1)),
         (MAY.replace(day=20, minute=5), MAY.replace(month=6, day=2, second=1)),
+        (MAY + timedelta(minutes=31), MAY + timedelta(minutes=61)),  # two ends in one piece of a file
         (MAY, JULY),
     ]
     rows = [row async for row in reports.ledger(MAY, end)]
