@@ -31,10 +31,9 @@ from gateway.adapters.embedded import embedded
 from gateway.adapters.postgres.archiving import PostgresArchiving
 from gateway.adapters.postgres.reports import Reports
 from gateway.adapters.postgres.schema import migrate
-from gateway.core.archive import month_ends
+from gateway.core.closing import month_end
 from gateway.core.grants import COMMAND_LINE
 
-MONTH: Final = "2026-08"
 BEGINS: Final = datetime(2026, 8, 1, tzinfo=UTC)
 
 LEDGER: Final = """
@@ -88,7 +87,7 @@ def fill(url: str, rows: int) -> None:
 
 async def close(url: str, rows: int) -> None:
     digest, reports = hashlib.sha256(), Reports(url)
-    async for row in reports.ledger(BEGINS, month_ends(BEGINS)):
+    async for row in reports.ledger(BEGINS, month_end(BEGINS)):
         digest.update(msgspec.json.encode(row) + b"\n")
     await reports.close()
     with psycopg.connect(url, autocommit=True) as db:
@@ -108,7 +107,7 @@ async def archive(url: str, folder: Path) -> None:
     def told(what: str, _done: int, _of: int) -> None:
         seconds[what] = time.monotonic() - began
 
-    archived = await archiving.archive(COMMAND_LINE, MONTH, told=told)
+    archived = await archiving.archive(COMMAND_LINE, BEGINS, told=told)
     await archiving.close()
     took, cpu = time.monotonic() - began, time.process_time()
     print(f"archived {archived.ledger.rows:,} rows in {took:.1f} s ({cpu:.1f} s of CPU here), peak {peak_mb():.0f} MB")
@@ -124,7 +123,7 @@ async def ask(url: str, folder: Path, rows: int) -> None:
     bill = f"chatcmpl-{hashlib.md5(f'u{rows // 2}'.encode(), usedforsecurity=False).hexdigest()}"
 
     async def listed() -> int:
-        return sum([1 async for _ in reports.ledger(BEGINS, month_ends(BEGINS))])
+        return sum([1 async for _ in reports.ledger(BEGINS, month_end(BEGINS))])
 
     questions: dict[str, Callable[[], Awaitable[Any]]] = {
         "a quarter of an hour, ragged": lambda: reports.spend(
@@ -132,7 +131,7 @@ async def ask(url: str, folder: Path, rows: int) -> None:
         ),
         "one request": lambda: reports.explain(request),
         "one unknown request": lambda: reports.explain("req_nobody"),
-        "a provider's id": lambda: reports.find_upstream(bill, BEGINS, month_ends(BEGINS)),
+        "a provider's id": lambda: reports.find_upstream(bill, BEGINS, month_end(BEGINS)),
         "the whole list": listed,
     }
     for name, question in questions.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -17,8 +18,9 @@ from gateway.adapters.archive.folder import ArchiveFolder
 from gateway.adapters.clock import SystemClock
 from gateway.adapters.postgres.archiving import PostgresArchiving, Told
 from gateway.cli.common import JSON, database, expected_errors, fail, print_json, settings_with
-from gateway.core.archive import ArchivedMonth
-from gateway.core.fields import FieldError
+from gateway.cli.months import MONTH
+from gateway.core.archive import ArchivedMonth, NotArchivedError
+from gateway.core.closing import month_text
 from gateway.core.grants import COMMAND_LINE
 from gateway.pipeline.ports import ArchiveUnavailableError, StoreUnavailableError
 
@@ -31,11 +33,11 @@ _FOLDER: Final = click.option(
 
 
 @click.command("archive")
-@click.argument("month")
+@click.argument("month", type=MONTH)
 @_FOLDER
 @JSON
 @expected_errors
-def archive(month: str, folder: Path | None, *, as_json: bool) -> None:
+def archive(month: datetime, folder: Path | None, *, as_json: bool) -> None:
     """Move a closed MONTH such as 2026-08 out of the database into Parquet files.
 
     Reports, explanations and lists answer as before, as long as the files are where GATEWAY_ARCHIVE_DIR says. Months
@@ -46,11 +48,11 @@ def archive(month: str, folder: Path | None, *, as_json: bool) -> None:
 
 
 @click.command("restore")
-@click.argument("month")
+@click.argument("month", type=MONTH)
 @_FOLDER
 @JSON
 @expected_errors
-def restore(month: str, folder: Path | None, *, as_json: bool) -> None:
+def restore(month: datetime, folder: Path | None, *, as_json: bool) -> None:
     """Put the MONTH that was archived last back into the database. Its files stay."""
     done = _done(folder, lambda archiving, told: archiving.restore(COMMAND_LINE, month, told=told))
     _tell(month, done, folder, as_json=as_json, what="is back in the database from")
@@ -71,7 +73,7 @@ def _done(folder: Path | None, work: Callable[[PostgresArchiving, Told], Awaitab
 
         try:
             return asyncio.run(working())
-        except (FieldError, ArchiveUnavailableError) as error:
+        except (NotArchivedError, ArchiveUnavailableError) as error:
             fail(str(error))
         except StoreUnavailableError:
             fail("the database cannot be reached.")
@@ -79,13 +81,13 @@ def _done(folder: Path | None, work: Callable[[PostgresArchiving, Told], Awaitab
             fail(f"{error.filename or files.folder} cannot be written: {error.strerror or error}. Nothing has left.")
 
 
-def _tell(month: str, done: ArchivedMonth, folder: Path | None, *, as_json: bool, what: str) -> None:
+def _tell(month: datetime, done: ArchivedMonth, folder: Path | None, *, as_json: bool, what: str) -> None:
     settings = settings_with()
     used = (folder or settings.archive_folder).absolute()
     if as_json:
-        print_json({"month": month, "folder": str(used), **msgspec.to_builtins(done)})
+        print_json({"month": month_text(month), "folder": str(used), **msgspec.to_builtins(done)})
     else:
-        click.echo(f"{month} {what} {used}:")
+        click.echo(f"{month_text(month)} {what} {used}:")
         for file in (done.ledger, done.exchanges):
             click.echo(f"  {file.name}  {file.rows:,} rows, {file.bytes:,} bytes, sha256 {file.sha256}")
     if used != settings.archive_folder.absolute():

@@ -35,6 +35,11 @@ def asked_period(start: str | None, end: str | None, tz: str) -> tuple[datetime,
 
 def ask_ledger(question: Callable[[Reports], Awaitable[T]]) -> T:
     """Asks the database in force, after what is durable in the journals has reached it."""
+    return ask_books(lambda _, reports: question(reports))
+
+
+def ask_books(question: Callable[[str, Reports], Awaitable[T]]) -> T:
+    """The same for whoever needs the database's URL besides."""
     settings = settings_with()
     with database(settings) as url:
 
@@ -44,7 +49,7 @@ def ask_ledger(question: Callable[[Reports], Awaitable[T]]) -> T:
                 behind = await _wait_until_shipped(settings.data_dir, reports)
                 if behind:
                     click.echo(f"gateway: {behind} attempts are not in the database yet; figures lag.", err=True)
-                return await question(reports)
+                return await question(url, reports)
             finally:
                 await reports.close()
 

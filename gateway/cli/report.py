@@ -13,6 +13,7 @@ from gateway.catalog import load
 from gateway.cli.asking import ask_ledger, asked_period
 from gateway.cli.common import CONFIG, JSON, expected_errors, fail, print_json, settings_with
 from gateway.cli.explaining import print_explained
+from gateway.cli.focus import FOCUS_VERSION_OPTION, focus, print_focus
 from gateway.cli.savings import print_savings, progress
 from gateway.cli.spend import print_spend
 from gateway.http.books import render_report
@@ -35,12 +36,18 @@ def report() -> None:
     "--group-by", default="key", show_default=True, help="key,team,model,provider,account,month,day,hour,tag:NAME"
 )
 @click.option("--tz", default="UTC", show_default=True, help="Time zone of dates and of day, hour and month.")
-@click.option("--format", "form", type=click.Choice(["table", "json", "jsonl", "csv"]), default="table")
+@click.option("--format", "form", type=click.Choice(["table", "json", "jsonl", "csv", "focus"]), default="table")
+@FOCUS_VERSION_OPTION
 @JSON
 @expected_errors
-def spend(start: str | None, end: str | None, group_by: str, tz: str, form: str, *, as_json: bool) -> None:
-    """Spend of a period, by any mix of groups."""
+def spend(
+    start: str | None, end: str | None, group_by: str, tz: str, form: str, version: str, *, as_json: bool
+) -> None:
+    """Spend of a period, by any mix of groups; FOCUS has a grouping of its own."""
     begins, ends = asked_period(start, end, tz)
+    if form == "focus" and not as_json:
+        ask_ledger(lambda reports: print_focus(reports, begins, ends, version))
+        return
     groups = [group.strip() for group in group_by.split(",") if group.strip()]
 
     async def ask(reports: Reports) -> tuple[list[str], dict[str, Any]]:
@@ -57,6 +64,9 @@ def spend(start: str | None, end: str | None, group_by: str, tz: str, form: str,
         print_json(found)
     else:
         click.echo(render_report(found, columns, form).decode(), nl=False)  # type: ignore[arg-type]
+
+
+report.add_command(focus)
 
 
 @report.command("savings")

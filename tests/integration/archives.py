@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -12,13 +11,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import psycopg
 
 from gateway.adapters.archive.folder import ArchiveFolder, Draft
 from gateway.adapters.journal import JournalWriter
 from gateway.adapters.postgres.archiving import ArchiveFiles, PostgresArchiving
+from gateway.adapters.postgres.closings import PostgresClosings
 from gateway.adapters.postgres.reports import Reports
-from gateway.core.archive import ArchivedFile, ArchivedMonth, month_begins, month_ends
+from gateway.cli.digesting import sign_month
+from gateway.core.archive import ArchivedFile, ArchivedMonth
+from gateway.core.closing import parse_month
 from gateway.core.exchange import AttemptStatus
 from gateway.core.grants import COMMAND_LINE
 from gateway.core.ledger import LedgerEntry, Record
@@ -98,21 +99,20 @@ def ship(url: str, folder: Path, *records: Record) -> None:
 
 
 def close_month(url: str, month: str) -> None:
-    """Closes a month with the checksum of its rows."""
-    begins = month_begins(month)
+    """Closes a month as the command does."""
+    begins = parse_month(month)
 
-    async def rows(reports: Reports) -> list[dict[str, object]]:
-        return [row async for row in reports.ledger(begins, month_ends(begins))]
+    async def scenario() -> None:
+        reports, closings = Reports(url), PostgresClosings(url, clock=StillClock())
+        try:
+            await closings.close_month(
+                begins, lambda: sign_month(reports, begins, lambda _: None), reason="test", by=COMMAND_LINE
+            )
+        finally:
+            await closings.close()
+            await reports.close()
 
-    found = asyncio.run(asked(url, None, rows))
-    text = b"".join(msgspec.json.encode(row) + b"\n" for row in found)
-    sha256 = hashlib.sha256(text).digest()
-    with psycopg.connect(url, autocommit=True) as db:
-        db.execute(
-            "INSERT INTO ledger_closings (month, closed_at, closed_by, reason, organisation_name, rows, cost_pico,"
-            " ledger_sha256, focus_sha256) VALUES (%s, now(), 'test', 'test', '', %s, 0, %s, %s)",
-            [begins.date(), len(found), sha256, sha256],
-        )
+    asyncio.run(scenario())
 
 
 def archive_month(
@@ -122,7 +122,7 @@ def archive_month(
 
     async def scenario() -> ArchivedMonth:
         async with archiving(url, files, at=at, piece_bytes=piece_bytes) as made:
-            return await made.archive(COMMAND_LINE, month, told=lambda *_: None)
+            return await made.archive(COMMAND_LINE, parse_month(month), told=lambda *_: None)
 
     return asyncio.run(scenario())
 
@@ -221,5 +221,6 @@ async def everything(reports: Reports) -> dict[str, Any]:
         "spend": [await reports.spend(*each, group_by=["key", "day"], timezone="UTC") for each in ragged],
         "explained": [await reports.explain(name) for name in sorted({str(row["request_id"]) for row in rows})],
         "past": requests,
+        "charges": [[fact async for fact in reports.charges(*each)] for each in ragged],
         "behind": [await reports.find_upstream(f"up_{number}", MAY, end) for number in range(len(ODD) + 1)],
     }

@@ -15,8 +15,8 @@ from gateway.adapters.archive.folder import ArchiveFolder
 from gateway.adapters.postgres.archived import ArchivedMonths, Period
 from gateway.adapters.postgres.connections import Connections
 from gateway.adapters.postgres.reports import Reports
-from gateway.core.archive import month_begins, month_ends
-from gateway.core.fields import FieldError
+from gateway.core.archive import NotArchivedError
+from gateway.core.closing import month_end, parse_month
 from gateway.core.grants import COMMAND_LINE
 from gateway.pipeline.ports import ArchiveUnavailableError
 from tests.integration.archives import (
@@ -68,7 +68,7 @@ def test_every_answer_is_as_before(closed: str, tmp_path: Path):
         assert len(before["rows"]) > 70 and None not in before["explained"] and len(before["past"]) > 70
         for month in MONTHS:
             async with archiving(closed, folder) as archive:
-                await archive.archive(COMMAND_LINE, month, told=lambda *_: None)
+                await archive.archive(COMMAND_LINE, parse_month(month), told=lambda *_: None)
             assert await everything(reports) == before
         assert {name for name in partitions(closed) if "2025_05" in name or "2025_06" in name} == set()
         await reports.close()
@@ -93,7 +93,7 @@ def test_statements_that_were_prepared_for_the_table_see_the_files(closed: str, 
         before = await attempts(timedelta(minutes=1))
         async with archiving(closed, folder) as archive:
             for month in MONTHS:
-                await archive.archive(COMMAND_LINE, month, told=lambda *_: None)
+                await archive.archive(COMMAND_LINE, parse_month(month), told=lambda *_: None)
         assert await attempts(timedelta(minutes=1)) == before == 2
         assert [await later() for _ in range(12)] == [1] * 12
         assert await attempts(timedelta(minutes=1)) == before
@@ -119,7 +119,7 @@ def test_the_files_are_what_is_on_record(closed: str, tmp_path: Path):
     assert len(cuts) > 3
     with psycopg.connect(closed) as db:
         row = db.execute("SELECT actor, target, after FROM audit_entries WHERE action = 'ledger.archive'").fetchone()
-    assert row is not None and row[:2] == ("cli", "month:2025-05")
+    assert row is not None and row[:2] == ("cli", "2025-05")
     assert row[2]["ledger"] == {
         "name": "2025-05/ledger.parquet",
         "rows": archived.ledger.rows,
@@ -131,17 +131,15 @@ def test_the_files_are_what_is_on_record(closed: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("month", "days", "says"),
     [
-        ("2025-06", 90, "2025-05 is older"),
+        ("2025-06", 90, "2025-05 is older and leaves first"),
         ("2025-07", 90, "not closed"),
         ("2025-05", 6, "from 2025-06-08 on"),
-        ("2025-13", 90, "not a month"),
-        ("May", 90, "not a month"),
     ],
 )
 def test_what_may_not_leave(closed: str, tmp_path: Path, month: str, days: int, says: str):
     """Only what is closed, the oldest first, and when journals have forgotten it; the refusal says which."""
-    at = month_ends(month_begins("2025-05")) + timedelta(days=days)
-    with pytest.raises(FieldError, match=says):
+    at = month_end(MAY) + timedelta(days=days)
+    with pytest.raises(NotArchivedError, match=says):
         archive_month(closed, tmp_path / "archive", month, at=at)
     assert "ledger_2025_05" in partitions(closed)
 
@@ -149,7 +147,7 @@ def test_what_may_not_leave(closed: str, tmp_path: Path, month: str, days: int, 
 def test_twice_is_once(closed: str, tmp_path: Path):
     """A month that is archived is left alone."""
     archive_month(closed, tmp_path / "archive", "2025-05")
-    with pytest.raises(FieldError, match="archived already"):
+    with pytest.raises(NotArchivedError, match="archived already"):
         archive_month(closed, tmp_path / "archive", "2025-05")
 
 
@@ -158,7 +156,7 @@ def test_rows_that_changed_since_the_closing_stay(closed: str, tmp_path: Path):
     with psycopg.connect(closed) as db:
         db.execute("SET LOCAL gateway.maintenance = 'on'")
         db.execute("UPDATE ledger SET key_name = 'somebody' WHERE attempt_id = 'att_00000101'")
-    with pytest.raises(FieldError, match="not those that it was closed with"):
+    with pytest.raises(NotArchivedError, match="not those that it was closed with"):
         archive_month(closed, tmp_path / "archive", "2025-05")
     assert "ledger_2025_05" in partitions(closed)
 
@@ -186,8 +184,8 @@ def test_every_column_is_compared(closed: str, tmp_path: Path, change: str):
 
     async def scenario() -> None:
         async with archiving(closed, tmp_path / "archive") as archive:
-            with pytest.raises(FieldError, match="is not what the database has between"):
-                await archive.archive(COMMAND_LINE, "2025-05", told=told)
+            with pytest.raises(NotArchivedError, match="is not what the database has between"):
+                await archive.archive(COMMAND_LINE, MAY, told=told)
 
     asyncio.run(scenario())
     assert "ledger_2025_05" in partitions(closed)
@@ -279,10 +277,10 @@ def test_a_month_stays_while_it_is_read(closed: str, tmp_path: Path):
         under_way = reports.ledger(MAY, LATER)
         first = await anext(under_way)
         async with archiving(closed, folder) as archive:
-            with pytest.raises(FieldError, match="in use without a pause"):
-                await archive.archive(COMMAND_LINE, "2025-05", told=lambda *_: None)
+            with pytest.raises(NotArchivedError, match="in use without a pause"):
+                await archive.archive(COMMAND_LINE, MAY, told=lambda *_: None)
             assert [first, *[row async for row in under_way]] == before
-            await archive.archive(COMMAND_LINE, "2025-05", told=lambda *_: None)
+            await archive.archive(COMMAND_LINE, MAY, told=lambda *_: None)
         assert await listed(reports) == before
 
     asyncio.run(asked(closed, folder, scenario))
@@ -296,9 +294,9 @@ def test_who_has_looked_what_is_archived_finds_it_so(closed: str, tmp_path: Path
         async with archiving(closed, tmp_path / "archive") as archive:
             async with connections.transaction() as db:
                 await ArchivedMonths(None).bring(db, [Period(MAY, JULY)])
-                with pytest.raises(FieldError, match="in use without a pause"):
-                    await archive.archive(COMMAND_LINE, "2025-05", told=lambda *_: None)
-            await archive.archive(COMMAND_LINE, "2025-05", told=lambda *_: None)
+                with pytest.raises(NotArchivedError, match="in use without a pause"):
+                    await archive.archive(COMMAND_LINE, MAY, told=lambda *_: None)
+            await archive.archive(COMMAND_LINE, MAY, told=lambda *_: None)
         await connections.close()
 
     asyncio.run(scenario())
@@ -308,7 +306,7 @@ def test_two_do_not_archive_at_once(closed: str, tmp_path: Path):
     """The second is told to wait."""
     with psycopg.connect(closed) as other:
         other.execute("SELECT pg_advisory_xact_lock(hashtextextended('gateway.archive', 0))")
-        with pytest.raises(FieldError, match="another run"):
+        with pytest.raises(NotArchivedError, match="another run"):
             archive_month(closed, tmp_path / "archive", "2025-05")
 
 
@@ -329,9 +327,9 @@ def test_a_plan_that_arrives_meanwhile_is_not_lost(closed: str, tmp_path: Path):
 
     async def scenario() -> None:
         async with archiving(closed, folder, piece_bytes=10**9) as archive:
-            with pytest.raises(FieldError, match="exchanges of 2025-05 has changed meanwhile"):
-                await archive.archive(COMMAND_LINE, "2025-05", told=told)
-            await archive.archive(COMMAND_LINE, "2025-05", told=told)
+            with pytest.raises(NotArchivedError, match="exchanges of 2025-05 has changed meanwhile"):
+                await archive.archive(COMMAND_LINE, MAY, told=told)
+            await archive.archive(COMMAND_LINE, MAY, told=told)
 
     asyncio.run(scenario())
     assert asyncio.run(asked(closed, folder, lambda reports: reports.explain(late.request_id))) is not None
@@ -346,16 +344,16 @@ def test_a_month_comes_back(closed: str, tmp_path: Path):
 
     async def restore(month: str) -> None:
         async with archiving(closed, folder) as archive:
-            await archive.restore(COMMAND_LINE, month, told=lambda *_: None)
+            await archive.restore(COMMAND_LINE, parse_month(month), told=lambda *_: None)
 
-    with pytest.raises(FieldError, match="2025-06 is the latest"):
+    with pytest.raises(NotArchivedError, match="2025-06 is the latest"):
         asyncio.run(restore("2025-05"))
     asyncio.run(restore("2025-06"))
     assert {"ledger_2025_06", "exchanges_2025_06"} <= partitions(closed)
     assert asyncio.run(asked(closed, folder, everything)) == before
     asyncio.run(restore("2025-05"))
     assert asyncio.run(asked(closed, None, everything)) == before
-    with pytest.raises(FieldError, match="none is the latest"):
+    with pytest.raises(NotArchivedError, match="none is the latest"):
         asyncio.run(restore("2025-05"))
     archive_month(closed, folder, "2025-05")
     assert asyncio.run(asked(closed, folder, everything)) == before

@@ -8,7 +8,7 @@ nothing is, that costs two short statements. A file that is missing raises; a su
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain, pairwise
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
@@ -17,8 +17,10 @@ import msgspec
 from psycopg import sql
 
 from gateway.adapters.postgres.connections import Connection, Connections
+from gateway.adapters.postgres.facts import Part
 from gateway.adapters.postgres.sql import statement
-from gateway.core.archive import ArchivedFile, ArchivedMonth, month_ends
+from gateway.core.archive import ArchivedFile, ArchivedMonth
+from gateway.core.closing import month_end
 from gateway.pipeline.ports import ArchiveUnavailableError
 
 T = TypeVar("T")
@@ -138,10 +140,15 @@ class ArchivedMonths:
         return self._archive
 
 
+def ragged(covered: Iterable[Part]) -> list[Period]:
+    """Of the parts of a period those that are rows."""
+    return [Period(part.begins, part.ends) for part in covered if part.grain is None]
+
+
 def on_file(row: Mapping[str, Any]) -> OnFile:
     """A month of `ledger_closings` that is archived."""
     begins = datetime(row["month"].year, row["month"].month, 1, tzinfo=UTC)
-    return OnFile(begins, month_ends(begins), msgspec.convert(row["archive"], ArchivedMonth))
+    return OnFile(begins, month_end(begins), msgspec.convert(row["archive"], ArchivedMonth))
 
 
 async def copy_rows(db: Connection, table: str, columns: Sequence[str], pieces: Iterator[bytes]) -> None:

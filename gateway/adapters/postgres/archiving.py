@@ -23,12 +23,13 @@ from psycopg.types.json import Jsonb
 
 from gateway.adapters.postgres.archived import Archive, OnFile, archived_months, copy_rows
 from gateway.adapters.postgres.changes import Store
+from gateway.adapters.postgres.closings import close_partition
 from gateway.adapters.postgres.connections import Connection, Connections
 from gateway.adapters.postgres.entries import HOLD_TO_CLOSE
 from gateway.adapters.postgres.sql import statement
 from gateway.adapters.postgres.tables import ledger_row_json
-from gateway.core.archive import ArchivedFile, ArchivedMonth, archivable_from, month_begins, month_ends
-from gateway.core.fields import FieldError
+from gateway.core.archive import ArchivedFile, ArchivedMonth, NotArchivedError, archivable_from
+from gateway.core.closing import month_end, month_text
 from gateway.core.grants import Administrator
 from gateway.pipeline.ports import Clock
 
@@ -79,28 +80,24 @@ class PostgresArchiving(Store):
         self._files = files
         self._piece_bytes = piece_bytes
 
-    async def archive(self, by: Administrator, month: str, *, told: Told) -> ArchivedMonth:
-        """Raises FieldError for a month that may not leave, ArchiveUnavailableError and OSError for files, and
+    async def archive(self, by: Administrator, month: datetime, *, told: Told) -> ArchivedMonth:
+        """Raises NotArchivedError for a month that may not leave, ArchiveUnavailableError and OSError for files, and
         StoreUnavailableError."""
         async with self._alone() as db:
             closing = await self._next(db, month)
-            begins, ends = month_begins(month), month_ends(month_begins(month))
-            written = {}
-            for table in ORDERS:
-                written[table] = await self._write(month, table, begins, ends, told=told)
+            written = {table: await self._write(month, table, told=told) for table in ORDERS}
             archived = ArchivedMonth(**written)
-            await asyncio.to_thread(self._files.seal, month, archived)
-            sha256 = await self._read_back(OnFile(begins, ends, archived), told=told)
+            await asyncio.to_thread(self._files.seal, month_text(month), archived)
+            sha256 = await self._read_back(OnFile(month, month_end(month), archived), told=told)
             if sha256 != bytes(closing["ledger_sha256"]):
-                raise FieldError(
-                    "month",
+                raise NotArchivedError(
                     f"the rows of {month} are not those that it was closed with: their checksum is {sha256.hex()}, and "
                     f"{bytes(closing['ledger_sha256']).hex()} is on record. See `gateway ledger verify {month}`.",
                 )
             await self._leave(by, month, archived)
         return archived
 
-    async def restore(self, by: Administrator, month: str, *, told: Told) -> ArchivedMonth:
+    async def restore(self, by: Administrator, month: datetime, *, told: Told) -> ArchivedMonth:
         """Takes the month that was archived last back into the database; its files stay. Raises what ``archive``
         does."""
         async with self._alone():
@@ -108,7 +105,7 @@ class PostgresArchiving(Store):
                 kept = await self._last(db, month)
             for table in ORDERS:
                 await asyncio.to_thread(self._files.check, kept.file(table))
-            await self._put_back(by, month, kept, told=told)
+            await self._put_back(by, kept, told=told)
         return kept.files
 
     async def close(self) -> None:
@@ -122,53 +119,49 @@ class PostgresArchiving(Store):
         async with self._connections.transaction() as db:
             row = await (await db.execute(_ALONE)).fetchone()
             if row is None or not row["is_alone"]:
-                raise FieldError("month", "another run archives or restores a month just now; wait for its end.")
+                raise NotArchivedError("another run archives or restores a month just now; wait for its end.")
             yield db
 
-    async def _next(self, db: Connection, month: str) -> dict[str, Any]:
-        """The closing of a month that may be archived now. Raises FieldError."""
-        try:
-            begins = month_begins(month)
-        except ValueError as error:
-            raise FieldError("month", f"{error}.") from None
+    async def _next(self, db: Connection, month: datetime) -> dict[str, Any]:
+        """The closing of a month that may be archived now. Raises NotArchivedError."""
+        name = month_text(month)
         closings = await (await db.execute(_MONTHS)).fetchall()
-        closing = next((each for each in closings if each["month"] == begins.date()), None)
+        closing = next((each for each in closings if each["month"] == month.date()), None)
         if closing is None:
-            raise FieldError("month", f"{month} is not closed; close it first: gateway ledger close {month}.")
+            raise NotArchivedError(f"{name} is not closed. Close it first: gateway ledger close {name}")
         if closing["archived_at"] is not None:
-            raise FieldError("month", f"{month} is archived already, since {closing['archived_at']:%Y-%m-%d}.")
+            raise NotArchivedError(f"{name} is archived already, since {closing['archived_at']:%Y-%m-%d}.")
         first = next(each for each in closings if each["archived_at"] is None)
         if first is not closing:
-            raise FieldError("month", f"{first['month']:%Y-%m} is older and is archived first.")
-        allowed = archivable_from(begins)
+            raise NotArchivedError(f"{first['month']:%Y-%m} is older and leaves first.")
+        allowed = archivable_from(month)
         if self._clock.now() < allowed:
-            raise FieldError(
-                "month",
-                f"{month} may be archived from {allowed:%Y-%m-%d} on: until then journals may still bring rows of it.",
+            raise NotArchivedError(
+                f"{name} may be archived from {allowed:%Y-%m-%d} on: until then journals may still bring rows of it."
             )
         return closing
 
-    async def _last(self, db: Connection, month: str) -> OnFile:
-        """The month that was archived last, if it is this one. Raises FieldError."""
+    async def _last(self, db: Connection, month: datetime) -> OnFile:
+        """The month that was archived last, if it is this one. Raises NotArchivedError."""
         archived = await archived_months(db)
-        if not archived or f"{archived[-1].begins:%Y-%m}" != month:
-            last = f"{archived[-1].begins:%Y-%m} is" if archived else "none is"
-            raise FieldError("month", f"months come back latest first, and {last} the latest that is archived.")
+        if not archived or archived[-1].begins != month:
+            last = f"{month_text(archived[-1].begins)} is" if archived else "none is"
+            raise NotArchivedError(f"months come back latest first, and {last} the latest that is archived.")
         return archived[-1]
 
     # --- files -----------------------------------------------------------------------------------------------------
 
-    async def _write(self, month: str, table: str, begins: datetime, ends: datetime, *, told: Told) -> ArchivedFile:
+    async def _write(self, month: datetime, table: str, *, told: Told) -> ArchivedFile:
         """Every row of a month, in order of time."""
         async with self._connections.transaction() as db:
             await db.execute("SET LOCAL statement_timeout = 0")
             found = await (await db.execute(_COLUMNS, [table])).fetchall()
             columns = {each["name"]: each["kind"] for each in found}
-            total = await _counted(db, table, begins, ends)
-            draft = await asyncio.to_thread(self._files.writer, month, table, columns)
+            total = await _counted(db, table, month)
+            draft = await asyncio.to_thread(self._files.writer, month_text(month), table, columns)
             try:
                 done, text = 0, bytearray()
-                async with db.cursor() as cursor, cursor.copy(_copy(table, columns), [begins, ends]) as copy:
+                async with db.cursor() as cursor, cursor.copy(_copy(table, columns), [month, month_end(month)]) as copy:
                     async for line in copy:  # one row each, as the protocol has it
                         text += line
                         done += 1
@@ -199,7 +192,7 @@ class PostgresArchiving(Store):
         return digest.digest()
 
     async def _compare(self, db: Connection, table: str, file: ArchivedFile, begins: datetime, ends: datetime) -> None:
-        """Brings a part of a file beside the table. Raises FieldError unless both have the same rows."""
+        """Brings a part of a file beside the table. Raises NotArchivedError unless both have the same rows."""
         read = sql.Identifier(f"read_{table}")
         await db.execute(
             sql.SQL("CREATE TEMPORARY TABLE {} (LIKE {}) ON COMMIT DROP").format(read, sql.Identifier(table))
@@ -211,33 +204,32 @@ class PostgresArchiving(Store):
         )
         row = await (await db.execute(query, {"begins": begins, "ends": ends})).fetchone()
         if row is None or not row["is_same"]:
-            raise FieldError(
-                "month",
+            raise NotArchivedError(
                 f"{file.name} read back is not what the database has between {begins} and {ends}. Nothing has left; "
                 "run this again.",
             )
 
     # --- the moment it leaves, and comes back ----------------------------------------------------------------------
 
-    async def _leave(self, by: Administrator, month: str, archived: ArchivedMonth) -> None:
+    async def _leave(self, by: Administrator, month: datetime, archived: ArchivedMonth) -> None:
         """The partitions go, and where the rows are is on record."""
-        begins, ends = month_begins(month), month_ends(month_begins(month))
+        name = month_text(month)
         async with self._change(by) as change:
             await _take_alone(change.db)
             for table, file in (("ledger", archived.ledger), ("exchanges", archived.exchanges)):
-                if await _counted(change.db, table, begins, ends) != file.rows:
-                    raise FieldError(
-                        "month", f"{table} of {month} has changed meanwhile; nothing left, run this again."
+                if await _counted(change.db, table, month) != file.rows:
+                    raise NotArchivedError(
+                        f"{table} of {name} has changed meanwhile. Nothing has left; run this again."
                     )
             for table in ORDERS:
-                partition = sql.Identifier(f"{table}_{begins:%Y_%m}")
+                partition = sql.Identifier(f"{table}_{month:%Y_%m}")
                 await change.db.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(partition))
-                assert await _counted(change.db, table, begins, ends) == 0, "a month is one partition"
+                assert await _counted(change.db, table, month) == 0, "a month is one partition"
             facts = msgspec.to_builtins(archived)
-            await change.db.execute(_ARCHIVED, [change.now, Jsonb(facts), begins.date()])
-            await change.record("ledger.archive", f"month:{month}", before=None, after=facts)
+            await change.db.execute(_ARCHIVED, [change.now, Jsonb(facts), month.date()])
+            await change.record("ledger.archive", name, before=None, after=facts)
 
-    async def _put_back(self, by: Administrator, month: str, kept: OnFile, *, told: Told) -> None:
+    async def _put_back(self, by: Administrator, kept: OnFile, *, told: Told) -> None:
         """Plans that a journal has brought again meanwhile stay as they are."""
         async with self._connections.transaction() as db:
             await db.execute("SELECT ensure_month(%s)", [kept.begins])
@@ -253,16 +245,19 @@ class PostgresArchiving(Store):
             await db.execute("INSERT INTO exchanges SELECT * FROM read_exchanges ON CONFLICT DO NOTHING")
             change = await self._change_in(db, by)
             await _take_alone(db)
-            if await _counted(db, "ledger", kept.begins, kept.ends) != kept.files.ledger.rows:
-                raise FieldError("month", f"{month} has rows in the database beside those of its file; look at them.")
+            if await _counted(db, "ledger", kept.begins) != kept.files.ledger.rows:
+                raise NotArchivedError(
+                    f"{month_text(kept.begins)} has other rows in the database than in its file; look at them."
+                )
+            await db.execute(close_partition(kept.begins))
             await db.execute(_ARCHIVED, [None, None, kept.begins.date()])
             before = msgspec.to_builtins(kept.files)
-            await change.record("ledger.restore", f"month:{month}", before=before, after=None)
+            await change.record("ledger.restore", month_text(kept.begins), before=before, after=None)
 
 
 async def _take_alone(db: Connection) -> None:
     """Nobody reads or writes the ledger until the end of the transaction; waited for a little at a time, so that those
-    who come meanwhile go on. Raises FieldError where it is in use all the time."""
+    who come meanwhile go on. Raises NotArchivedError where it is in use all the time."""
     await db.execute(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'")
     for _ in range(LOCK_ATTEMPTS):
         with contextlib.suppress(psycopg.errors.LockNotAvailable):
@@ -270,11 +265,11 @@ async def _take_alone(db: Connection) -> None:
                 await db.execute(HOLD_TO_CLOSE)
                 await db.execute("LOCK TABLE ledger, exchanges IN ACCESS EXCLUSIVE MODE")
             return
-    raise FieldError("month", "the ledger is in use without a pause; run this again when no long report is under way.")
+    raise NotArchivedError("the ledger is in use without a pause; run this again when no long report is under way.")
 
 
-async def _counted(db: Connection, table: str, begins: datetime, ends: datetime) -> int:
-    row = await (await db.execute(_count(table), [begins, ends])).fetchone()
+async def _counted(db: Connection, table: str, month: datetime) -> int:
+    row = await (await db.execute(_count(table), [month, month_end(month)])).fetchone()
     return 0 if row is None else int(row["count"])
 
 

@@ -17,12 +17,14 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from psycopg import sql
 from psycopg.rows import tuple_row
 
-from gateway.adapters.postgres.archived import Archive, ArchivedMonths, Period
+from gateway.adapters.postgres.archived import Archive, ArchivedMonths, ragged
+from gateway.adapters.postgres.charges import Closing, billing_account, charges, closing_of
 from gateway.adapters.postgres.connections import Connections
 from gateway.adapters.postgres.facts import Grain, bounds, parts
 from gateway.adapters.postgres.past import past, past_rows
 from gateway.adapters.postgres.sql import statement
 from gateway.adapters.postgres.tables import ledger_row_json, moment_text
+from gateway.core.focus import BillingAccount, ChargeFact
 from gateway.core.money import decimal_text
 from gateway.core.shadow import PastRequest
 from gateway.replay.rows import Row
@@ -75,7 +77,7 @@ class Reports:
             order=sql.SQL(", ").join(sql.SQL(str(number + 1)) for number in range(len(columns) + 1)),
         )
         async with self._connections.transaction() as db:
-            await self._archived.bring(db, [Period(*part[1:]) for part in covered if part.grain is None])
+            await self._archived.bring(db, ragged(covered))
             cursor = db.cursor(row_factory=tuple_row)
             found = await (await cursor.execute(query, asked)).fetchall()
         names = [name for name, _ in columns]
@@ -124,6 +126,16 @@ class Reports:
             "attempts": attempts,
             "cost": decimal_text(sum(row["cost_pico"] for row in rows)),
         }
+
+    def charges(self, start: datetime, end: datetime, *, team: str | None = None) -> AsyncIterator[ChargeFact]:
+        return charges(self._connections, self._archived, start, end, team=team)
+
+    async def billing_account(self, start: datetime, end: datetime) -> BillingAccount:
+        return await billing_account(self._connections, start, end)
+
+    async def closing(self, month: datetime) -> Closing | None:
+        """How the month that begins then was closed; None while it is open. Raises StoreUnavailableError."""
+        return await closing_of(self._connections, month)
 
     async def find_upstream(self, upstream_request_id: str, start: datetime, end: datetime) -> str | None:
         """The request of a period behind a provider's own id; None where there is none."""

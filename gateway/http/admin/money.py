@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Final
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from litestar import Request, Response, get
@@ -11,10 +12,13 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Stream
 
+from gateway.core.focus import ChargeFact, FocusRows
+from gateway.core.focus_columns import FOCUS_VERSION, UnknownVersionError
 from gateway.http.admin.answers import FLUSH_SECONDS, checked, found, invalid, stored
 from gateway.http.admin.guards import readers, who
 from gateway.http.books import MEDIA_TYPES, Form, Row, period, render_ledger, render_report
 from gateway.http.explained import with_prices
+from gateway.http.focus import focus_csv
 from gateway.http.savings import TooManyRequestsError, counted, rendered
 from gateway.http.services import Services
 
@@ -46,6 +50,9 @@ def _ledger(services: Services) -> HTTPRouteHandler:
     return ledger
 
 
+SpendForm = Literal["json", "jsonl", "csv", "focus"]
+
+
 def _spend(services: Services) -> HTTPRouteHandler:
     @get("/reports/spend", summary="Spend by any mix of groups", guards=readers(services))
     async def spend(
@@ -54,10 +61,13 @@ def _spend(services: Services) -> HTTPRouteHandler:
         to: FromQuery[str | None] = None,
         group_by: FromQuery[str] = "key",
         tz: FromQuery[str] = "UTC",
-        format_: Annotated[Form, QueryParameter(name="format")] = "json",
-    ) -> Response[bytes]:
+        format_: Annotated[SpendForm, QueryParameter(name="format")] = "json",
+        focus_version: FromQuery[str] = FOCUS_VERSION,
+    ) -> Response[bytes] | Stream:
         start, end = checked(lambda: period(from_, to, tz, now=services.conductor.clock.now()))
         await services.flush(FLUSH_SECONDS)
+        if format_ == "focus":
+            return await _focus(services, start, end, focus_version, team=who(request).team)
         groups = [group.strip() for group in group_by.split(",") if group.strip()]
         try:
             columns = services.reports.columns(groups)
@@ -67,6 +77,25 @@ def _spend(services: Services) -> HTTPRouteHandler:
         return Response(render_report(report, columns, format_), media_type=MEDIA_TYPES[format_])
 
     return spend
+
+
+async def _focus(services: Services, start: datetime, end: datetime, version: str, *, team: str | None) -> Stream:
+    """The period's charges as FOCUS has them, in CSV."""
+    account = await stored(services.reports.billing_account(start, end))
+    try:
+        rows = FocusRows(account, version=version)
+    except UnknownVersionError as error:
+        raise invalid("focus_version", f"{error}.") from None
+    charges = services.reports.charges(start, end, team=team)
+    first = await stored(anext(charges, None))
+    return Stream(focus_csv(_with_first(first, charges), rows), media_type=MEDIA_TYPES["csv"])
+
+
+async def _with_first(first: ChargeFact | None, others: AsyncIterator[ChargeFact]) -> AsyncIterator[ChargeFact]:
+    if first is not None:
+        yield first
+        async for fact in others:
+            yield fact
 
 
 def _savings(services: Services) -> HTTPRouteHandler:

@@ -1,10 +1,12 @@
 -- What was spent, by who and what, as finely as the period needs it: whole months, days and quarter hours of the roll-up,
--- and rows of the ledger for ragged ends. Every report is a sum of these, so no two of them differ.
+-- and rows of the ledger for ragged ends. Every report is a sum of these, so no two of them differ. Days and months are of
+-- who, what and price alone: their status, source of usage, whether they restate and unit of a cache write are null.
 SELECT
     r.bucket AS at, g.key_id, g.key_name, g.team, g.tags, g.model, g.provider, g.account, g.price_id, g.status,
     g.usage_source, g.is_restated, g.cache_write_unit, r.requests, r.attempts, r.input_tokens, r.cached_tokens,
     r.cache_write_tokens, r.output_tokens, r.reasoning_tokens, r.input_pico, r.cached_pico, r.cache_write_pico,
-    r.output_pico, r.fee_pico, r.cost_pico, r.list_pico
+    r.output_pico, r.fee_pico, r.cost_pico, r.list_pico, r.failed_attempts, r.aborted_attempts, r.failed_pico,
+    r.aborted_pico, r.estimated_pico, r.restated_pico
 FROM unnest(%(grains)s::text[], %(grain_begins)s::timestamptz[], %(grain_ends)s::timestamptz[])
     AS part (grain, begins, ends)
 JOIN spend_rollup AS r ON r.grain = part.grain AND r.bucket >= part.begins AND r.bucket < part.ends
@@ -16,7 +18,13 @@ SELECT
     l.usage_source, l.restates IS NOT NULL, cache_write_unit(l.cache_write_tokens, l.cache_write_pico),
     (l.is_final AND l.corrects IS NULL)::int, (l.corrects IS NULL)::int, l.input_tokens, coalesce(l.cached_tokens, 0),
     l.cache_write_tokens, l.output_tokens, coalesce(l.reasoning_tokens, 0), l.input_pico, l.cached_pico,
-    l.cache_write_pico, l.output_pico, l.fee_pico, l.cost_pico, l.list_pico
+    l.cache_write_pico, l.output_pico, l.fee_pico, l.cost_pico, l.list_pico,
+    (l.corrects IS NULL AND l.status IN ('failed', 'abandoned'))::int,
+    (l.corrects IS NULL AND l.status = 'aborted')::int,
+    CASE WHEN l.status IN ('failed', 'abandoned') THEN l.cost_pico ELSE 0 END,
+    CASE l.status WHEN 'aborted' THEN l.cost_pico ELSE 0 END,
+    CASE l.usage_source WHEN 'estimated' THEN l.cost_pico ELSE 0 END,
+    CASE WHEN l.restates IS NOT NULL THEN l.cost_pico ELSE 0 END
 FROM unnest(%(row_begins)s::timestamptz[], %(row_ends)s::timestamptz[]) AS part (begins, ends)
 JOIN ledger AS l ON l.started_at >= part.begins AND l.started_at < part.ends
 WHERE (%(team)s::text IS NULL OR l.team = %(team)s)
