@@ -57,6 +57,32 @@ def test_there_and_back(closed: str, tmp_path: Path):
     assert archived["ledger"]["sha256"] in restored.stdout and path.exists()
 
 
+def test_an_archived_month_is_verified(closed: str, tmp_path: Path):
+    """Its exports are what it was closed with, and its files what was written; a file that is not is named."""
+
+    def verified(status: int) -> dict[str, str | None]:
+        month = json.loads(run(closed, tmp_path, "ledger", "verify", "2025-05", "--json", status=status).stdout)
+        return {each["check"]: each["difference"] for each in month["months"][0]["checks"]}
+
+    run(closed, tmp_path, "ledger", "archive", "2025-05")
+    assert verified(0) == dict.fromkeys(["sums", "archive", "ledger", "focus"])
+    path = tmp_path / "archive" / "2025-05" / "exchanges.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    wrong = verified(1)
+    assert str(path) in (wrong["archive"] or "") and "ledger" not in wrong
+
+
+def test_a_month_that_came_back_is_as_closed_as_before(closed: str, tmp_path: Path):
+    """Nothing is added to it."""
+    for command in ("archive", "restore"):
+        run(closed, tmp_path, "ledger", command, "2025-05")
+    run(closed, tmp_path, "ledger", "verify", "2025-05")
+    with psycopg.connect(closed) as db, pytest.raises(psycopg.errors.RestrictViolation, match="is closed"):
+        db.execute("INSERT INTO ledger SELECT * FROM ledger WHERE started_at < '2025-06-01' LIMIT 1")
+
+
 def test_what_cannot_be_done(closed: str, tmp_path: Path):
     """Status 1 and a line that says why."""
     assert "2025-06 is not closed" in run(closed, tmp_path, "ledger", "archive", "2025-06", status=1).stderr
