@@ -33,6 +33,7 @@ from gateway.adapters.postgres.reports import Reports
 from gateway.adapters.postgres.schema import migrate
 from gateway.core.closing import month_end
 from gateway.core.grants import COMMAND_LINE
+from gateway.core.spend import Selection, SpendQuery
 
 BEGINS: Final = datetime(2026, 8, 1, tzinfo=UTC)
 
@@ -87,7 +88,7 @@ def fill(url: str, rows: int) -> None:
 
 async def close(url: str, rows: int) -> None:
     digest, reports = hashlib.sha256(), Reports(url)
-    async for row in reports.ledger(BEGINS, month_end(BEGINS)):
+    async for row in reports.ledger(Selection(start=BEGINS, end=month_end(BEGINS))):
         digest.update(msgspec.json.encode(row) + b"\n")
     await reports.close()
     with psycopg.connect(url, autocommit=True) as db:
@@ -123,12 +124,14 @@ async def ask(url: str, folder: Path, rows: int) -> None:
     bill = f"chatcmpl-{hashlib.md5(f'u{rows // 2}'.encode(), usedforsecurity=False).hexdigest()}"
 
     async def listed() -> int:
-        return sum([1 async for _ in reports.ledger(BEGINS, month_end(BEGINS))])
+        return sum([1 async for _ in reports.ledger(Selection(start=BEGINS, end=month_end(BEGINS)))])
+
+    async def summed() -> int:
+        selection = Selection(start=start, end=start + timedelta(minutes=15))
+        return len([row async for row in reports.spend(SpendQuery(selection=selection))])
 
     questions: dict[str, Callable[[], Awaitable[Any]]] = {
-        "a quarter of an hour, ragged": lambda: reports.spend(
-            start, start + timedelta(minutes=15), group_by=["key"], timezone="UTC"
-        ),
+        "a quarter of an hour, ragged": summed,
         "one request": lambda: reports.explain(request),
         "one unknown request": lambda: reports.explain("req_nobody"),
         "a provider's id": lambda: reports.find_upstream(bill, BEGINS, month_end(BEGINS)),

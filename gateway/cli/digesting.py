@@ -12,7 +12,8 @@ from gateway.adapters.postgres.reports import Reports
 from gateway.core.closing import FOCUS_VERSION, DayDigest, MonthDigest, month_end
 from gateway.core.focus import ChargeFact, FocusRows
 from gateway.core.money import Money
-from gateway.http.books import render_ledger
+from gateway.core.spend import Selection
+from gateway.http.books import json_line
 from gateway.http.focus import focus_csv
 
 DATE_LENGTH: Final = len("2026-10-01")
@@ -63,19 +64,11 @@ async def _ledger(reports: Reports, month: datetime, told: Told) -> tuple[dict[s
     """The JSON Lines of ``/admin/ledger``: by day, and all of them."""
     days: dict[str, _Day] = {}
     whole = hashlib.sha256()
-    last: list[dict[str, Any]] = []
-
-    async def noted(rows: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
-        async for row in rows:
-            last.append(row)
-            yield row
-
-    rows = noted(reports.ledger(month, month_end(month)))
-    async for line in render_ledger(await anext(rows, None), rows, "jsonl"):
-        row = last.pop()
-        day = days.setdefault(row["started_at"][:DATE_LENGTH], _Day())
+    async for row in reports.ledger(Selection(start=month, end=month_end(month))):
+        line = json_line(row)
+        day = days.setdefault(str(row["started_at"])[:DATE_LENGTH], _Day())
         day.rows += 1
-        day.cost += Money.from_usd(row["cost"])
+        day.cost += Money.from_usd(str(row["cost"]))
         day.lines.update(line)
         whole.update(line)
         told(1)

@@ -18,6 +18,7 @@ from gateway.cli.asking import ask_books
 from gateway.cli.common import JSON, expected_errors, fail, print_json, settings_with
 from gateway.cli.correcting import refund, restate
 from gateway.cli.digesting import SumsDifferError, sign_month
+from gateway.cli.ledger_list import list_rows
 from gateway.cli.months import MONTH, counted
 from gateway.cli.verifying import verify
 from gateway.core.closing import (
@@ -43,7 +44,7 @@ def ledger() -> None:
     """The books: months are closed and verified, attempts corrected. Nothing is ever overwritten."""
 
 
-for command in (verify, archive, restore, refund, restate):
+for command in (list_rows, verify, archive, restore, refund, restate):
     ledger.add_command(command)
 
 

@@ -24,6 +24,7 @@ from gateway.core.exchange import AttemptStatus
 from gateway.core.grants import COMMAND_LINE
 from gateway.core.ledger import LedgerEntry, Record
 from gateway.core.prefix import Prompt
+from gateway.core.spend import Selection, SpendQuery, SpendRow, parse_conditions
 from gateway.core.usage import NO_USAGE, UsageSource
 from tests.integration.samples import entry, plan, usage
 from tests.integration.test_shipper import SteppedClock, ship_once
@@ -202,6 +203,18 @@ async def asked(url: str, folder: Path | None, question: Callable[[Reports], Awa
         await reports.close()
 
 
+async def sums(reports: Reports, start: datetime, end: datetime, *groups: str) -> list[SpendRow]:
+    """A report in detail."""
+    query = SpendQuery(selection=Selection(start=start, end=end), groups=groups, detail=True)
+    return [row async for row in reports.spend(query)]
+
+
+async def attempts(reports: Reports, start: datetime, end: datetime) -> int:
+    """How many attempts a report without groups counts."""
+    query = SpendQuery(selection=Selection(start=start, end=end), groups=())
+    return sum([row.sums[query.sums.index("attempts")] async for row in reports.spend(query)])
+
+
 async def everything(reports: Reports) -> dict[str, Any]:
     """All that is known of May to July, and of ragged parts of it."""
     end = JULY + timedelta(days=1)
@@ -212,13 +225,17 @@ async def everything(reports: Reports) -> dict[str, Any]:
         (MAY + timedelta(minutes=31), MAY + timedelta(minutes=61)),  # two ends in one piece of a file
         (MAY, JULY),
     ]
-    rows = [row async for row in reports.ledger(MAY, end)]
+    begins, ends = ragged[2]
+    narrow = Selection(
+        start=begins, end=ends, team="blue", where=parse_conditions(["month=2025-05", "source=provider"])
+    )
+    rows = [row async for row in reports.ledger(Selection(start=MAY, end=end))]
     async with aclosing(reports.past(MAY, end)) as past:
         requests = [each async for each in past]
     return {
         "rows": rows,
-        "team": [row async for row in reports.ledger(*ragged[2], team="blue")],
-        "spend": [await reports.spend(*each, group_by=["key", "day"], timezone="UTC") for each in ragged],
+        "team": [row async for row in reports.ledger(narrow)],
+        "spend": [await sums(reports, *each, "key", "day", "source") for each in ragged],
         "explained": [await reports.explain(name) for name in sorted({str(row["request_id"]) for row in rows})],
         "past": requests,
         "charges": [[fact async for fact in reports.charges(*each)] for each in ragged],

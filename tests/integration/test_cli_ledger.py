@@ -26,8 +26,9 @@ from gateway.core.focus import FocusRows
 from gateway.core.grants import COMMAND_LINE
 from gateway.core.ledger import LedgerEntry
 from gateway.core.money import Money
+from gateway.core.spend import Selection
 from gateway.core.usage import UsageSource
-from gateway.http.books import render_ledger
+from gateway.http.books import ledger_pieces
 from gateway.http.focus import focus_csv
 from tests.integration.bookkeeping import (
     DECEMBER,
@@ -81,8 +82,8 @@ def exports(url: str, month: datetime = MONTH) -> tuple[bytes, bytes]:
 
     async def scenario() -> tuple[bytes, bytes]:
         reports = Reports(url)
-        rows = reports.ledger(month, month_end(month))
-        ledger = [piece async for piece in render_ledger(await anext(rows, None), rows, "jsonl")]
+        rows = reports.ledger(Selection(start=month, end=month_end(month)))
+        ledger = [piece async for piece in ledger_pieces(rows, "jsonl")]
         focus_rows = FocusRows(await reports.billing_account(month, month_end(month)))
         focus = [piece async for piece in focus_csv(reports.charges(month, month_end(month)), focus_rows)]
         await reports.close()

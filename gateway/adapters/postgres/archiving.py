@@ -23,7 +23,7 @@ from psycopg.types.json import Jsonb
 
 from gateway.adapters.postgres.archived import Archive, OnFile, archived_months, copy_rows
 from gateway.adapters.postgres.changes import Store
-from gateway.adapters.postgres.closings import close_partition
+from gateway.adapters.postgres.closings import refuse_rows
 from gateway.adapters.postgres.connections import Connection, Connections
 from gateway.adapters.postgres.entries import HOLD_TO_CLOSE
 from gateway.adapters.postgres.sql import statement
@@ -249,7 +249,7 @@ class PostgresArchiving(Store):
                 raise NotArchivedError(
                     f"{month_text(kept.begins)} has other rows in the database than in its file; look at them."
                 )
-            await db.execute(close_partition(kept.begins))
+            await refuse_rows(db, kept.begins)
             await db.execute(_ARCHIVED, [None, None, kept.begins.date()])
             before = msgspec.to_builtins(kept.files)
             await change.record("ledger.restore", month_text(kept.begins), before=before, after=None)
@@ -278,7 +278,7 @@ async def _hash_rows(db: Connection, digest: Any) -> int:
     done = 0
     async with db.cursor(name="read_back") as cursor:
         cursor.itersize = FETCH_ROWS
-        await cursor.execute("SELECT * FROM read_ledger ORDER BY started_at, attempt_id")
+        await cursor.execute('SELECT * FROM read_ledger ORDER BY started_at, attempt_id COLLATE "C"')
         async for row in cursor:
             digest.update(msgspec.json.encode(ledger_row_json(row)) + b"\n")
             done += 1

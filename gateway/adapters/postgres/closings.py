@@ -122,6 +122,15 @@ class PostgresClosings(Store):
             return await (await db.execute(statement(name), {**bounds, **asked})).fetchone()
 
 
+async def refuse_rows(db: Connection, month: datetime) -> None:
+    """Nothing is added to the partition of a month from now on."""
+    await db.execute(
+        sql.SQL(
+            "CREATE TRIGGER month_is_closed BEFORE INSERT ON {} FOR EACH ROW EXECUTE FUNCTION refuse_closed_month()"
+        ).format(sql.Identifier(f"ledger_{month:%Y_%m}"))
+    )
+
+
 async def _close(change: Change, month: datetime, found: MonthDigest, *, reason: str, name: str) -> Closing:
     """Writes the closing, and makes the month refuse rows; the one after it is there to take them."""
     closing = Closing(
@@ -146,7 +155,7 @@ async def _close(change: Change, month: datetime, found: MonthDigest, *, reason:
     }
     for moment in (month, month_end(month)):
         await change.db.execute(_ENSURE_MONTH, (moment,))
-    await change.db.execute(close_partition(month))
+    await refuse_rows(change.db, month)
     await change.db.execute(statement("close_month"), values)
     facts = {
         "reason": reason,
@@ -157,13 +166,6 @@ async def _close(change: Change, month: datetime, found: MonthDigest, *, reason:
     }
     await change.record("ledger.close", month_text(month), before=None, after=facts)
     return closing
-
-
-def close_partition(month: datetime) -> sql.Composed:
-    """The statement that makes a month's partition refuse rows."""
-    return sql.SQL(
-        "CREATE TRIGGER month_is_closed BEFORE INSERT ON {} FOR EACH ROW EXECUTE FUNCTION refuse_closed_month()"
-    ).format(sql.Identifier(f"ledger_{month:%Y_%m}"))
 
 
 async def _refuse_out_of_order(db: Connection, month: datetime) -> None:
