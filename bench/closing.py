@@ -123,8 +123,8 @@ async def measure(url: str, rows: int) -> bool:
     await reprice(url, rows, told)
     growth = max(resident) - resident[1]
     print(
-        f"  memory: {resident[1] / 1e6:,.0f} MB after a tenth of the first look at the month, {max(resident) / 1e6:,.0f} MB "
-        f"at the most of all (growth limit {GROWTH_BYTES_MAX / 1e6:,.0f} MB)"
+        f"  memory: {resident[1] / 1e6:,.0f} MB after a tenth of the first look at the month, at the most "
+        f"{max(resident) / 1e6:,.0f} MB (growth limit {GROWTH_BYTES_MAX / 1e6:,.0f} MB)"
     )
     await closings.close()
     await reports.close()
