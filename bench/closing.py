@@ -30,7 +30,7 @@ from gateway.adapters.postgres.closings import PostgresClosings
 from gateway.adapters.postgres.corrections import CHUNK_ENTRIES, PostgresCorrections
 from gateway.adapters.postgres.reports import Reports
 from gateway.adapters.postgres.schema import downgrade, migrate
-from gateway.cli.digesting import digest_month, sign_month
+from gateway.cli.digesting import digest_month
 from gateway.core.closing import first_difference
 from gateway.core.corrections import CorrectionBatch, repriced
 from gateway.core.grants import COMMAND_LINE
@@ -106,7 +106,7 @@ async def measure(url: str, rows: int) -> bool:
     watching = asyncio.create_task(waits.watch(stop))
     with timed("close", rows):
         closing = await closings.close_month(
-            MONTH, lambda: sign_month(reports, MONTH, told), reason="bench", by=COMMAND_LINE
+            MONTH, lambda: digest_month(reports, MONTH, told), reason="bench", by=COMMAND_LINE
         )
     stop.set()
     await watching
@@ -123,8 +123,8 @@ async def measure(url: str, rows: int) -> bool:
     await reprice(url, rows, told)
     growth = max(resident) - resident[1]
     print(
-        f"  memory: {resident[1] / 1e6:,.0f} MB after a tenth of the first look at the month, {max(resident) / 1e6:,.0f} MB "
-        f"at the most of all (growth limit {GROWTH_BYTES_MAX / 1e6:,.0f} MB)"
+        f"  memory: {resident[1] / 1e6:,.0f} MB after a tenth of the first look at the month, at the most "
+        f"{max(resident) / 1e6:,.0f} MB (growth limit {GROWTH_BYTES_MAX / 1e6:,.0f} MB)"
     )
     await closings.close()
     await reports.close()
