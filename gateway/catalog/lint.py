@@ -16,6 +16,13 @@ from gateway.core.pricing import Price
 _MARK_UP_MAX: Final = 3, 2
 """An aggregator dearer than the model's maker by more than this ratio is worth a second look (providers §7 #1)."""
 
+_MARK_DOWN_MAX: Final = 3
+"""Cheaper than the maker by more than this factor is more likely an amount per 1,000 tokens, or converted twice."""
+
+_HIT_SHARE_MAX: Final = 9, 10
+_HIT_SHARE_MIN: Final = 1, 50
+"""Hits of Kimi models have cost from a twentieth to two fifths of a miss; outside of these a column was misread."""
+
 _OUTPUT_PER_INPUT_MAX: Final = 12
 """No Kimi row has cost more than 7.3 inputs for an output; a hit price in the place of the miss gives 16."""
 
@@ -115,22 +122,40 @@ def _check_plausible(providers: Providers, rows: list[PriceRow]) -> None:
     for row in rows:
         if row.price is not None:
             others = [price for price in by_model[row.model] if price.provider != row.provider]
-            _check_swapped(row, row.price, others)
-            _check_mark_up(row, row.price, [price for price in others if _is_makers(providers, price)], providers)
+            makers = [price for price in others if _is_makers(providers, price)]
+            if not _is_swapped(row, row.price, others):
+                _check_hit(row, row.price)
+                _check_far_off(row, row.price, makers, providers)
 
 
-def _check_swapped(row: PriceRow, price: Price, others: list[Price]) -> None:
+def _is_swapped(row: PriceRow, price: Price, others: list[Price]) -> bool:
+    """Notes a row whose miss looks like a hit; its other oddities follow from that."""
     mend = "Write the price of a cache miss as input and of a hit as cached_input, or add confirmed = true."
     twin = next((other for other in others if other.cached_input == price.input), None)
     if twin is not None:
         message = f"input {price.input} is what {twin.provider} asks for a cache hit; the columns may be swapped."
         row.table.warn("input", message, mend)
-    elif price.output.pico_per_token > _OUTPUT_PER_INPUT_MAX * price.input.pico_per_token > 0:
+        return True
+    if price.output.pico_per_token > _OUTPUT_PER_INPUT_MAX * price.input.pico_per_token > 0:
         message = f"output {price.output} is more than {_OUTPUT_PER_INPUT_MAX} times input {price.input}."
         row.table.warn("input", message, mend)
+        return True
+    return False
 
 
-def _check_mark_up(row: PriceRow, price: Price, makers: list[Price], providers: Providers) -> None:
+def _check_hit(row: PriceRow, price: Price) -> None:
+    """A hit that saves next to nothing, or costs next to nothing."""
+    if price.cached_input is None or not price.input.pico_per_token:
+        return
+    hit, miss = price.cached_input.pico_per_token, price.input.pico_per_token
+    (most, of_most), (least, of_least) = _HIT_SHARE_MAX, _HIT_SHARE_MIN
+    if hit * of_most > miss * most or hit * of_least < miss * least:
+        message = f"cached_input {price.cached_input} is {hit / miss:.1%} of input {price.input}, which is odd."
+        mend = "Compare with the source: a hit usually costs a tenth to a quarter. confirmed = true says it is right."
+        row.table.warn("cached_input", message, mend)
+
+
+def _check_far_off(row: PriceRow, price: Price, makers: list[Price], providers: Providers) -> None:
     """Against the maker's row in force when this one begins, or the maker's first."""
     if not makers or _is_makers(providers, price):
         return
@@ -143,10 +168,17 @@ def _check_mark_up(row: PriceRow, price: Price, makers: list[Price], providers: 
         for key, ours, theirs in pairs
         if ours.pico_per_token * than > theirs.pico_per_token * more
     ]
-    if dearer:
-        message = f"Far above what the maker of the model asks: {', '.join(dearer)}."
-        mend = "Compare the page with an invoice; confirmed = true says that the amounts are right."
-        row.table.warn(None, message, mend)
+    cheaper = [
+        f"{key} {ours} ({maker.provider}: {theirs})"
+        for key, ours, theirs in pairs
+        if ours.pico_per_token * _MARK_DOWN_MAX < theirs.pico_per_token
+    ]
+    for side, where, mend in (
+        (dearer, "above", "Compare the page with an invoice; confirmed = true says that the amounts are right."),
+        (cheaper, "below", "Amounts are USD per 1,000,000 tokens; confirmed = true says that they are right."),
+    ):
+        if side:
+            row.table.warn(None, f"Far {where} what the maker of the model asks: {', '.join(side)}.", mend)
 
 
 def _start(price: Price) -> datetime:

@@ -7,6 +7,8 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from gateway.core.money import ZERO, Money
+
 PIPE_COLUMNS: Final = 200
 _TERMS: Final = (
     ("request_usd", "this request"),
@@ -28,7 +30,10 @@ def print_explained(found: dict[str, Any]) -> None:
     for sentence in _reasons(found):
         console.print(sentence, highlight=False, soft_wrap=True)
     for attempt in found["attempts"]:
+        console.print(attempt_title(attempt), style="italic", highlight=False, soft_wrap=True)
         console.print(_attempt(attempt))
+    for sentence in _corrected(found["attempts"]):
+        console.print(sentence, highlight=False, soft_wrap=True)
 
 
 def _candidates(candidates: list[dict[str, Any]]) -> Table:
@@ -80,7 +85,7 @@ def _reasons(found: dict[str, Any]) -> list[str]:
 
 
 def _attempt(attempt: dict[str, Any]) -> Table:
-    lines = Table(title=attempt_title(attempt), title_justify="left")
+    lines = Table()
     for name in ("class", "tokens", "usd_per_million", "cost"):
         lines.add_column(name, justify="left" if name == "class" else "right")
     for line in attempt["lines"]:
@@ -89,16 +94,43 @@ def _attempt(attempt: dict[str, Any]) -> Table:
     return lines
 
 
+def _corrected(attempts: list[dict[str, Any]]) -> list[str]:
+    """What each attempt that was corrected costs now."""
+    costs: dict[int, Money] = {}
+    for attempt in attempts:
+        before = costs.get(attempt["attempt"], ZERO)
+        costs[attempt["attempt"]] = before + Money.from_usd(attempt["cost"])
+    corrected = {attempt["attempt"] for attempt in attempts if attempt["corrects"] is not None}
+    return [f"Attempt {number} costs {costs[number]} USD now, with its corrections." for number in sorted(corrected)]
+
+
 def attempt_title(attempt: dict[str, Any]) -> str:
-    """Who was asked, how that ended, and what is odd about it, on one line."""
+    """Who was asked, how that ended, and what is odd about it; or who has corrected it, and why. On one line."""
+    flags = f", flagged {', '.join(attempt['flags'])}" if attempt["flags"] else ""
+    rated = f"usage {attempt['usage_source']}, price {attempt['price_id']}{_source(attempt.get('price'))}{flags}"
+    correction = attempt["correction"]
+    if correction is not None:
+        later = "" if correction["restates"] is None else f", counts from {attempt['started_at']}"
+        return (
+            f"Correction of attempt {attempt['attempt']}: {correction['kind']} by {correction['actor']} on "
+            f"{correction['made_at']} ({correction['reason']}){later}, {rated}"
+        )
     how = attempt["status"] + (f" ({attempt['error_type']})" if attempt["error_type"] else "")
     served, asked = attempt["served_model"], attempt["upstream_model"]
     by = "" if served in (None, asked) else f", answered by {served}"
-    flags = f", flagged {', '.join(attempt['flags'])}" if attempt["flags"] else ""
+    theirs = attempt["upstream_request_id"]
+    named = "" if theirs is None else f", there called {theirs}"
     return (
-        f"Attempt {attempt['attempt']}: {attempt['provider']} ({attempt['account']}) {how}{by}, "
-        f"usage {attempt['usage_source']}, price {attempt['price_id']}{flags}"
+        f"Attempt {attempt['attempt']}: {attempt['provider']} ({attempt['account']}) {how}{by}{named}, started "
+        f"{attempt['started_at']}, {rated}"
     )
+
+
+def _source(price: dict[str, Any] | None) -> str:
+    if price is None or price["source"] is None:
+        return ""
+    checked = "" if price["checked_at"] is None else f", checked {price['checked_at']}"
+    return f" ({price['source']}{checked})"
 
 
 def _seconds(seconds: Any) -> str:

@@ -197,6 +197,30 @@ async def test_a_request_explained_to_people(desk: Desk):
     assert "transient" in text.lower()
 
 
+async def test_the_price_row_behind_an_attempt(desk: Desk):
+    """An explanation names where a price comes from, and its amounts are those of the lines."""
+    told: dict[str, Any] = exact((await desk.run("explain", desk.request_id, "--json")).stdout)
+    text = (await desk.run("explain", desk.request_id)).stdout
+    attempt = told["attempts"][-1]
+    assert attempt["price"]["source"] in text
+    assert attempt["price_id"] in text
+    units = {line["class"]: line["usd_per_million"] for line in attempt["lines"]}
+    assert units == {name: attempt["price"][name] for name in units} != {}
+
+
+async def test_a_request_found_by_the_name_on_a_bill(desk: Desk):
+    """The provider's own id leads to the same explanation; one that nobody has used, or two names, to none."""
+    told: dict[str, Any] = exact((await desk.run("explain", desk.request_id, "--json")).stdout)
+    theirs = told["attempts"][-1]["upstream_request_id"]
+    assert theirs in (await desk.run("explain", desk.request_id)).stdout
+    assert exact((await desk.run("explain", "--upstream", theirs, "--json")).stdout) == told
+    done = await desk.run("explain", "--upstream", theirs, "--to", "2026-01-01", "--from", "2025-12-01", status=1)
+    assert theirs in done.stderr
+    assert "2025-12-01" in done.stderr
+    assert "--upstream" in (await desk.run("explain", status=2)).stderr
+    assert "--upstream" in (await desk.run("explain", desk.request_id, "--upstream", theirs, status=2)).stderr
+
+
 async def test_a_request_that_nobody_knows(desk: Desk):
     """An unknown request is status 1 and a line on standard error."""
     for options in ([], ["--json"]):

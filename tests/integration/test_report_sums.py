@@ -371,12 +371,11 @@ async def pieces_and_peak(url: str, query: SpendQuery) -> list[int]:
 
 
 LONG_GROUPS = """
-INSERT INTO spend_groups
-SELECT
-    gen_random_uuid(), 'key_' || n, 'name', NULL, '{}', 'm', 'p', 'a', 'price', 'succeeded', 'provider', false, NULL
-FROM generate_series(1, %(count)s) AS n
+INSERT INTO spend_groups (group_id, key_id, key_name, tags, model, provider, account, price_id)
+SELECT gen_random_uuid(), 'key_' || n, 'name', '{}', 'm', 'p', 'a', 'price' FROM generate_series(1, %(count)s) AS n
 """
 LONG_ROLLUP = """
 INSERT INTO spend_rollup
-SELECT 'month', '2025-11-01 00:00Z', group_id, 1, 1, 1, 0, 0, 1, 0, 1, 0, 0, 1, 0, 2, 2 FROM spend_groups
+SELECT
+    'month', '2025-11-01 00:00Z', group_id, 1, 1, 0, 0, 1, 0, 0, 1, 0, 1, 0, 0, 1, 0, 2, 2, 0, 0, 0, 0 FROM spend_groups
 """

@@ -245,6 +245,9 @@ RULES = [
     (R, 'input = "0.95"\ncached_input = "0.16"', 'input = "0.16"', "warning", 18, "more than 12 times input", "confirmed"),
     (R, 'input = "0.61"', 'input = "0.900001"', "warning", 8, "input 0.900001 (moonshot: 0.6)", "invoice"),
     (R, 'output = "2.60"', 'output = "3.750001"', "warning", 8, "output 3.750001 (moonshot: 2.5)", "invoice"),
+    (R, 'output = "2.60"', 'output = "0.833333"', "warning", 8, "Far below what the maker of the model asks: output 0.833333 (", "1,000,000 tokens"),
+    (R, 'cached_input = "0.15"', 'cached_input = "0.550001"', "warning", 6, "is 91.7% of input 0.6", "confirmed = true"),
+    (R, 'cached_input = "0.15"', 'cached_input = "0.011999"', "warning", 6, "is 2.0% of input 0.6", "confirmed = true"),
 ]  # fmt: skip
 
 

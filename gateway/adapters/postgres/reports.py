@@ -15,11 +15,13 @@ from typing import Any, Final, TypeVar
 
 from psycopg.rows import AsyncRowFactory, dict_row, tuple_row
 
+from gateway.adapters.postgres.charges import Closing, billing_account, charges, closing_of
 from gateway.adapters.postgres.connections import Connection, Connections
 from gateway.adapters.postgres.past import past, past_rows
 from gateway.adapters.postgres.selecting import Question, ledger_question, spend_question
 from gateway.adapters.postgres.sql import statement
-from gateway.adapters.postgres.tables import ledger_row_json
+from gateway.adapters.postgres.tables import ledger_row_json, moment_text
+from gateway.core.focus import BillingAccount, ChargeFact
 from gateway.core.money import decimal_text
 from gateway.core.shadow import PastRequest
 from gateway.core.spend import Selection, SpendQuery, SpendRow
@@ -83,7 +85,10 @@ class Reports:
         if plan is None and not rows:
             return None
         planned = {} if plan is None else json.loads(plan["plan"], parse_float=Decimal)
-        attempts = [{**ledger_row_json(row), "flags": row["flags"], "lines": _lines(row)} for row in rows]
+        attempts = [
+            {**ledger_row_json(row), "flags": row["flags"], "correction": _correction(row), "lines": _lines(row)}
+            for row in rows
+        ]
         return {
             "request_id": request_id,
             "model": planned.get("model"),
@@ -94,6 +99,23 @@ class Reports:
             "attempts": attempts,
             "cost": decimal_text(sum(row["cost_pico"] for row in rows)),
         }
+
+    def charges(self, start: datetime, end: datetime, *, team: str | None = None) -> AsyncIterator[ChargeFact]:
+        return charges(self._connections, start, end, team=team)
+
+    async def billing_account(self, start: datetime, end: datetime) -> BillingAccount:
+        return await billing_account(self._connections, start, end)
+
+    async def closing(self, month: datetime) -> Closing | None:
+        """How the month that begins then was closed; None while it is open. Raises StoreUnavailableError."""
+        return await closing_of(self._connections, month)
+
+    async def find_upstream(self, upstream_request_id: str, start: datetime, end: datetime) -> str | None:
+        """The request of a period behind a provider's own id; None where there is none."""
+        asked = {"upstream": upstream_request_id, "start": start, "end": end}
+        async with self._connections.transaction() as db:
+            row = await (await db.execute(statement("find_upstream"), asked)).fetchone()
+        return None if row is None else row["request_id"]
 
     def past(
         self, start: datetime, end: datetime, *, model: str | None = None, team: str | None = None
@@ -113,6 +135,21 @@ class Reports:
 
     async def close(self) -> None:
         await self._connections.close()
+
+
+def _correction(row: dict[str, Any]) -> dict[str, object] | None:
+    """Who has corrected, why and when; ``restates`` is when that happened which a row of a later month puts right."""
+    if row["correction_id"] is None:
+        return None
+    restates = row["restates"]
+    return {
+        "correction_id": row["correction_id"],
+        "kind": row["correction_kind"],
+        "actor": row["correction_actor"],
+        "reason": row["correction_reason"],
+        "made_at": moment_text(row["correction_made_at"]),
+        "restates": None if restates is None else moment_text(restates),
+    }
 
 
 def _lines(row: dict[str, Any]) -> list[dict[str, object]]:

@@ -17,6 +17,8 @@ from gateway.core.spend import TIMES, Condition, Selection, SpendQuery, month_st
 _NAMES: Final = {"key": "key_name", "price": "price_id", "source": "usage_source"}
 """The column of the ledger that a column of a report is, where it has another name there."""
 _TIMES: Final = {"month": "YYYY-MM", "day": "YYYY-MM-DD", "hour": 'YYYY-MM-DD"T"HH24:00'}
+_OF_QUARTERS: Final = ("hour", "status", "source")
+"""What days and months are not rolled up by."""
 _FILLED: Final = "SELECT min(bucket) AS first, max(bucket) AS last FROM spend_rollup WHERE grain = 'month'"
 
 
@@ -97,7 +99,7 @@ async def _covered(db: Connection, query: SpendQuery) -> list[Part]:
     told = {*query.groups, *(condition.group for condition in query.selection.where)}
     zone = ZoneInfo(query.selection.timezone)
     is_utc = query.selection.timezone == "UTC"
-    if "hour" in told or ("day" in told and not is_utc):
+    if not told.isdisjoint(_OF_QUARTERS) or ("day" in told and not is_utc):
         return parts(start, end, coarsest="quarter")
     coarsest: Grain = "day" if "day" in told else "month"
     if "month" not in told or is_utc:
