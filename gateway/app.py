@@ -25,6 +25,7 @@ from pydantic import SecretStr
 
 from gateway import __version__
 from gateway.adapters.allowances import LocalAllowances
+from gateway.adapters.archive.folder import ArchiveFolder
 from gateway.adapters.clock import SystemClock, TimeOrderedIds
 from gateway.adapters.exposition import Snapshot, snapshot
 from gateway.adapters.gossip import NoGossip
@@ -111,7 +112,7 @@ class Gateway:
         self.shipper = Shipper(database_url, outbox, clock=clock, chance=random.random)
         self.keys = PostgresApiKeys(database_url, clock=clock)
         self.administration = PostgresAdministration(database_url, clock=clock)
-        self.reports = Reports(database_url)
+        self.reports = Reports(database_url, ArchiveFolder(settings.archive_folder))
         self.balances = PostgresBalances(database_url)
         self.shared_state = PostgresSharedState(database_url)
         self.allowances = self._allowances(journal_name, clock)

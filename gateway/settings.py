@@ -78,6 +78,7 @@ class Settings(BaseSettings):
     ] = None
     redis_url: Annotated[SecretStr | None, Field(description="a Redis URL such as redis://host:6379/0")] = None
     data_dir: Annotated[Path, Field(description="a folder that the gateway may write to")] = Path("./var")
+    archive_dir: Annotated[Path | None, Field(description="a folder for the files of archived months")] = None
     config_dir: Annotated[Path, Field(description="the folder with providers.toml, models.toml and prices.toml")] = (
         Path("./config")
     )
@@ -111,7 +112,8 @@ class Settings(BaseSettings):
         return init_settings, env_settings, dotenv_settings, _SecretFiles(settings_cls)
 
     @field_validator(
-        "database_url", "redis_url", "auto_migrate", "alert_webhook_url", "alert_webhook_secret", mode="before"
+        *("database_url", "redis_url", "auto_migrate", "archive_dir", "alert_webhook_url", "alert_webhook_secret"),
+        mode="before",
     )
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
@@ -188,6 +190,11 @@ class Settings(BaseSettings):
     def is_embedded(self) -> bool:
         """Whether the gateway brings its own PostgreSQL, in the data directory."""
         return self.database_url is None
+
+    @property
+    def archive_folder(self) -> Path:
+        """Where the files of archived months are; in the data directory unless told."""
+        return self.data_dir / "archive" if self.archive_dir is None else self.archive_dir
 
     @property
     def migrates_at_start(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 
 import click
 
+from gateway.adapters.archive.folder import ArchiveFolder
 from gateway.adapters.journal import journals
 from gateway.adapters.journal.backlog import unshipped_entries
 from gateway.adapters.postgres.reports import Reports
@@ -20,7 +21,7 @@ from gateway.cli.common import database, fail, settings_with
 from gateway.core.fields import FieldError
 from gateway.core.spend import COLUMNS, Selection, parse_conditions
 from gateway.http.books import period
-from gateway.pipeline.ports import StoreUnavailableError
+from gateway.pipeline.ports import ArchiveUnavailableError, StoreUnavailableError
 
 T = TypeVar("T")
 WHERE: Final = click.option(
@@ -80,7 +81,7 @@ def ask_books(question: Callable[[str, Reports], Awaitable[T]]) -> T:
     with database(settings) as url:
 
         async def ask() -> T:
-            reports = Reports(url)
+            reports = Reports(url, ArchiveFolder(settings.archive_folder))
             try:
                 _tell_behind(await _wait_until_shipped(settings.data_dir, reports))
                 return await question(url, reports)
@@ -89,6 +90,8 @@ def ask_books(question: Callable[[str, Reports], Awaitable[T]]) -> T:
 
         try:
             return asyncio.run(ask())
+        except ArchiveUnavailableError as error:
+            fail(str(error))
         except StoreUnavailableError:
             fail("the database cannot be reached.")
 

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from zoneinfo import ZoneInfo
 
 import click
@@ -38,8 +38,10 @@ from gateway.core.money import ZERO, Money
 from gateway.core.usage import Usage, UsageSource
 
 T = TypeVar("T")
-REASON = click.option("--reason", required=True, help="Why; stands in the ledger for good.")
-TOKENS = ("input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
+AMOUNT_MAX: Final = Money(2**63 - 1)
+"""What a row of the ledger can hold."""
+REASON: Final = click.option("--reason", required=True, help="Why; stands in the ledger for good.")
+TOKENS: Final = ("input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 
 
 @click.command("refund")
@@ -227,6 +229,8 @@ def _amount(text: str) -> Money:
         amount = Money.from_usd(text)
     except ValueError as error:
         raise click.BadParameter(f"{error}.", param_hint="--amount") from None
+    if amount > AMOUNT_MAX:
+        raise click.BadParameter(f"a row holds at most {AMOUNT_MAX} USD; book it in parts.", param_hint="--amount")
     if amount <= ZERO:
         raise click.BadParameter("name what was given back as a positive amount.", param_hint="--amount")
     return amount

@@ -13,6 +13,7 @@ from gateway.adapters.journal.backlog import left_behind, unshipped_entries
 from gateway.adapters.postgres.closings import PostgresClosings
 from gateway.adapters.postgres.reports import Reports
 from gateway.cli.administering import tell_all
+from gateway.cli.archiving import archive, restore
 from gateway.cli.asking import ask_books
 from gateway.cli.common import JSON, expected_errors, fail, print_json, settings_with
 from gateway.cli.correcting import refund, restate
@@ -43,7 +44,7 @@ def ledger() -> None:
     """The books: months are closed and verified, attempts corrected. Nothing is ever overwritten."""
 
 
-for command in (list_rows, verify, refund, restate):
+for command in (list_rows, verify, archive, restore, refund, restate):
     ledger.add_command(command)
 
 

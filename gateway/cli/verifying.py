@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
+from gateway.adapters.archive.folder import ArchiveFolder
 from gateway.adapters.clock import SystemClock
 from gateway.adapters.postgres.closings import PostgresClosings
 from gateway.adapters.postgres.reports import Reports
@@ -18,8 +21,10 @@ from gateway.cli.asking import ask_books
 from gateway.cli.common import CONFIG, JSON, expected_errors, fail, print_json, settings_with
 from gateway.cli.digesting import digest_month
 from gateway.cli.months import MONTH, counted
+from gateway.core.archive import ArchivedMonth
 from gateway.core.closing import Closing, MonthState, first_difference, month_text
 from gateway.core.pricing import Price
+from gateway.pipeline.ports import ArchiveUnavailableError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +75,25 @@ async def _verified(
             Verdict(check="prices", difference=await store.prices_differ(state.month, prices)),
             Verdict(check="corrections", difference=await store.corrections_differ(state.month)),
         ]
-    if state.closing is not None:
-        verdicts += await _exports(reports, state, state.closing)
-    return verdicts
+    if state.closing is None:
+        return verdicts
+    if state.is_archived:
+        lost = await asyncio.to_thread(_files_differ, state.closing)
+        verdicts.append(Verdict(check="archive", difference=lost))
+        if lost is not None:
+            return verdicts
+    return verdicts + await _exports(reports, state, state.closing)
+
+
+def _files_differ(closing: Closing) -> str | None:
+    """Which file of an archived month is not byte for byte what was written, in words."""
+    folder, archived = ArchiveFolder(settings_with().archive_folder), msgspec.convert(closing.archive, ArchivedMonth)
+    try:
+        for file in (archived.ledger, archived.exchanges):
+            folder.check(file)
+    except ArchiveUnavailableError as error:
+        return str(error)
+    return None
 
 
 async def _exports(reports: Reports, state: MonthState, closing: Closing) -> list[Verdict]:

@@ -63,7 +63,7 @@ class ArchivedError(Exception):
         begins = until.astimezone(UTC)
         super().__init__(
             f"Months before {begins:%Y-%m} are archived, and what is archived is not corrected. Begin at "
-            f"{begins:%Y-%m-%d}, or bring the month back first (docs/ledger.md)."
+            f"{begins:%Y-%m-%d}, or bring months back first: gateway ledger restore"
         )
 
 

@@ -131,6 +131,10 @@ class StoreUnavailableError(Exception):
     """The store that was asked cannot answer now; nothing was learned."""
 
 
+class ArchiveUnavailableError(StoreUnavailableError):
+    """A file of an archived month is missing or is not what was written; the message names it and the mend."""
+
+
 class ApiKeys(Protocol):
     """The virtual keys, by digest. An implementation may answer from memory what it has looked up before."""
 

@@ -210,6 +210,24 @@ async def test_asking_twice_is_asking_once(shop: Shop) -> None:
     assert await shop.held() == 0
 
 
+async def test_a_refund_counts(shop: Shop) -> None:
+    """A batch of corrections is a journal that may have posted less than nothing, to the pico-dollar; also while it
+    grows."""
+    claims = [claim(budget(whole_usd(10)))]
+    shop.balances.tell(month(), "journal-2", Balance(whole_usd(9).pico + 1, 3))
+    assert isinstance(await shop.allowances.take(demand(whole_usd(4), budgets=claims)), Exceeded)
+    for pico, rows in ((-whole_usd(3).pico + 999_999_999_999, 1), (-whole_usd(3).pico, 2)):
+        shop.balances.tell(month(), "cor_1", Balance(pico, rows))
+        await shop.refresh()
+        assert await shop.spent() == whole_usd(9).pico + 1 + pico
+    refused = await shop.allowances.take(demand(whole_usd(4), budgets=claims))
+    assert isinstance(refused, Exceeded)
+    assert refused.available.pico == whole_usd(4).pico - 1
+    shop.balances.tell(month(), "cor_1", Balance(-whole_usd(3).pico - 1, 3))
+    await shop.refresh()
+    assert isinstance(await shop.allowances.take(demand(whole_usd(4), budgets=claims)), Granted)
+
+
 async def test_what_others_have_posted_counts(shop: Shop) -> None:
     """The database is asked when a window is opened, and again when something has moved."""
     claims = [claim(budget(whole_usd(10)))]

@@ -297,6 +297,21 @@ def test_rows_that_come_while_a_month_is_digested(tmp_path: Path, database_url: 
     assert hashlib.sha256(exports(database_url)[1]).digest() == closing.digest.focus_sha256
 
 
+def test_who_is_stopped_while_digesting(tmp_path: Path, database_url: str, db: psycopg.Connection, run: Run) -> None:
+    """Nothing has changed: rows are still taken, nothing is on record, and the next run closes the month."""
+    ship(database_url, tmp_path / "var", *some())
+
+    async def stopped(_: Reports) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(_close(database_url, stopped))
+    assert db.execute("SELECT count(*) FROM ledger_closings").fetchone() == (0,)
+    ship(database_url, tmp_path / "var", october(41), journal_id="j2")
+    assert db.execute("SELECT count(*) FROM late_attempts").fetchone() == (0,)
+    assert told(run, *CLOSE)["rows"] == 5
+
+
 def test_shippers_at_work_while_a_month_is_closed(
     tmp_path: Path, database_url: str, db: psycopg.Connection, run: Run
 ) -> None:
@@ -427,7 +442,7 @@ def test_a_refund(tmp_path: Path, database_url: str, db: psycopg.Connection, run
         "cannot be given back" in run("refund", "att_00000001", "--amount", str(cost), "--reason", "x", status=1).stderr
     )
     assert "att_none" in run("refund", "att_none", "--amount", "1", "--reason", "x", status=1).stderr
-    for amount in ("0", "-1", "some", "0.0000000000001"):
+    for amount in ("0", "-1", "some", "0.0000000000001", "10000000"):
         assert "--amount" in run("refund", "att_00000001", f"--amount={amount}", "--reason", "x", status=2).stderr
 
 

@@ -35,6 +35,16 @@ cached_input   = "0.100"
 output         = "3.000"
 source         = "told late"
 checked_at     = 2025-12-01
+
+[[prices]]
+provider       = "evolink"
+model          = "kimi-k2-thinking"
+effective_from = 2025-11-22T10:01:00Z
+input          = "0.556"
+cached_input   = "0.139"
+output         = "2.222"
+source         = "and taken back a minute later"
+checked_at     = 2025-12-01
 """
 PERIOD = ("--from", "2025-11-01", "--to", "2025-12-01")
 NEW_COST = 400 * 500_000 + 600 * 100_000 + 200 * 3_000_000

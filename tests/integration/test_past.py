@@ -19,13 +19,17 @@ from gateway.adapters.journal import JournalWriter
 from gateway.adapters.journal.segments import decode
 from gateway.adapters.postgres.reports import Reports
 from gateway.cli.root import cli
+from gateway.core.corrections import adjusted
 from gateway.core.exchange import AttemptStatus
+from gateway.core.grants import COMMAND_LINE
 from gateway.core.ledger import PlanRecord, Record
+from gateway.core.money import Money
 from gateway.core.prefix import Prompt
 from gateway.core.shadow import PastRequest
 from gateway.core.usage import NO_USAGE, UsageSource
 from gateway.replay.rows import Row, Served
 from tests.http.house import CONFIG
+from tests.integration.bookkeeping import batch, correct, in_force
 from tests.integration.samples import T0, entry, plan, usage
 from tests.integration.test_shipper import SteppedClock, ship_once
 
@@ -75,6 +79,17 @@ def read(url: str, **asked: Any) -> list[PastRequest]:
             await reports.close()
 
     return asyncio.run(ask())
+
+
+def test_what_corrects_an_answer_is_no_failure(journal: JournalWriter, database_url: str):
+    """A refund makes the request cheaper, and what failed on the way to its answer stays what it was."""
+    ship_once(journal, database_url, SteppedClock(), *records())
+    before = {each.request_id: each for each in read(database_url)}["req_00000002"]
+    now = in_force(database_url, T0, T0 + DAY)["att_00000020"]
+    refund = adjusted(now, correction_id="cor_1", amount=Money(-7), closed_until=None)
+    correct(database_url, lambda store: store.write(batch(), [refund], by=COMMAND_LINE))
+    after = {each.request_id: each for each in read(database_url)}["req_00000002"]
+    assert (after.cost.pico, after.failed_cost) == (before.cost.pico - 7, before.failed_cost)
 
 
 def test_a_request_comes_back_with_all_of_its_attempts(journal: JournalWriter, database_url: str):

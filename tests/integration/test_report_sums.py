@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections import defaultdict
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 from itertools import combinations
@@ -21,7 +23,7 @@ from gateway.adapters.postgres.reports import FETCH_ROWS, Reports
 from gateway.core.exchange import AttemptStatus
 from gateway.core.ledger import LedgerEntry
 from gateway.core.money import Money, decimal_text
-from gateway.core.spend import COLUMNS, DETAIL, MEASURES, Condition, Selection, SpendQuery, parse_conditions
+from gateway.core.spend import COLUMNS, DETAIL, MEASURES, Condition, Selection, SpendQuery, SpendRow, parse_conditions
 from gateway.core.usage import NO_USAGE, Usage, UsageSource
 from gateway.http.books import report_pieces
 from tests.integration.samples import T0, entry
@@ -269,15 +271,18 @@ def test_the_rows_behind_every_cell(booked: str, groups: tuple[str, ...], timezo
     """The ledger listed by the values of a cell costs what the cell costs, and all cells together list every row."""
     start, end = EDGES[1] - timedelta(days=1), T0 + timedelta(days=3)
     query = SpendQuery(selection=Selection(start=start, end=end, timezone=timezone), groups=groups)
-    report = spend(booked, start, end, *groups, tz=timezone)
+    report = spend(booked, start, end, *groups, tz=timezone, detail=True)
+    expected = cells(traffic(), query.columns, timezone)
     count = 0
     for row in report["rows"]:
+        sums = expected[tuple(row[name] for name in query.columns)]
+        assert {name: row[name] for name in sums} == sums
         where = parse_conditions([spelled(name, row[name]) for name in query.columns])
         rows = listed(booked, msgspec.structs.replace(query.selection, where=where))
         assert decimal_text(sum(Money.from_usd(each["cost"]).pico for each in rows)) == row["cost"]
         assert sum(each["corrects"] is None for each in rows) == row["attempts"]
         count += len(rows)
-        narrowed = spend(booked, start, end, *groups, tz=timezone, where=where)
+        narrowed = spend(booked, start, end, *groups, tz=timezone, where=where, detail=True)
         assert narrowed["rows"] == [row]
     assert count == len(traffic())
 
@@ -295,6 +300,29 @@ def test_an_hour_that_there_is_twice(booked: str, database_url: str, tmp_path: P
     assert len(listed(database_url, selection)) == 2
 
 
+def test_the_hour_before_one_that_is_left_out(database_url: str, tmp_path: Path) -> None:
+    """When clocks go forward at 02:00, the hour before has its rows to its end."""
+    ship(database_url, tmp_path, entry(1, started_at=datetime(2026, 3, 29, 0, 30, tzinfo=UTC)))
+    start, end = ALL_OF_TIME
+    for hour, count in (("01", 1), ("02", 0), ("03", 0)):
+        where = parse_conditions([f"hour=2026-03-29T{hour}:00"])
+        assert (
+            len(listed(database_url, Selection(start=start, end=end, timezone="Europe/Berlin", where=where))) == count
+        )
+        assert spend(database_url, start, end, tz="Europe/Berlin", where=where)["total"]["attempts"] == count
+
+
+@pytest.mark.parametrize("timezone", ["UTC", "Europe/Berlin"])
+def test_days_far_apart(booked: str, timezone: str) -> None:
+    """Conditions on two days count these days, and not the months between them, which sums of months would be."""
+    texts = ["day=2025-10-01", "day=2025-11-22"] if timezone == "UTC" else ["day=2025-09-30", "day=2025-11-22"]
+    where = parse_conditions(texts)
+    start, end = ALL_OF_TIME
+    expected = [each for each in traffic() if value_of(each, "day", ZoneInfo(timezone)) == "2025-11-22"]
+    total = spend(booked, start, end, tz=timezone, where=where)["total"]
+    assert total["attempts"] == len(expected) > 0
+
+
 def test_another_team_s_rows_are_not_there(booked: str) -> None:
     """A team sees its own rows only, whatever it asks for."""
     start, end = ALL_OF_TIME
@@ -307,34 +335,39 @@ def test_another_team_s_rows_are_not_there(booked: str) -> None:
 
 
 def test_a_long_report_is_streamed(database_url: str) -> None:
-    """Rows come before all of them are there to be sent, and those that nobody has read yet are not held here."""
-    count = 5 * FETCH_ROWS
-    with psycopg.connect(database_url, autocommit=True) as db:
-        db.execute(LONG_GROUPS, {"count": count})
-        db.execute(LONG_ROLLUP)
+    """Rows go out before all of them are there, and the memory that they take does not grow with how many there are."""
     query = SpendQuery(selection=Selection(start=T0 - timedelta(days=90), end=T0 + timedelta(days=90)), groups=("key",))
+    peaks = []
+    for count in (2 * FETCH_ROWS, 8 * FETCH_ROWS):
+        with psycopg.connect(database_url, autocommit=True) as db:
+            db.execute("TRUNCATE spend_groups, spend_rollup")
+            db.execute(LONG_GROUPS, {"count": count})
+            db.execute(LONG_ROLLUP)
+        sizes = asyncio.run(pieces_and_peak(database_url, query))
+        peaks.append(sizes.pop())
+        assert len(sizes) >= count // FETCH_ROWS
+        assert sizes[0] < FETCH_ROWS
+    assert peaks[1] < 1.5 * peaks[0]
 
-    async def scenario() -> tuple[list[int], bytes]:
-        reports = Reports(database_url)
-        taken, sizes = 0, []
 
-        async def counted() -> Any:
-            nonlocal taken
-            async for row in reports.spend(query):
-                taken += 1
-                yield row
+async def pieces_and_peak(url: str, query: SpendQuery) -> list[int]:
+    """How many rows had been taken by the time of each piece; and in the end the most memory that was in use."""
+    reports = Reports(url)
+    taken = 0
 
-        pieces = []
-        async for piece in report_pieces(query, counted(), "jsonl"):
-            pieces.append(piece)
-            sizes.append(taken)
+    async def counted() -> AsyncIterator[SpendRow]:
+        nonlocal taken
+        async for row in reports.spend(query):
+            taken += 1
+            yield row
+
+    tracemalloc.start()
+    try:
+        sizes = [taken async for _ in report_pieces(query, counted(), "jsonl")]
+        return [*sizes, tracemalloc.get_traced_memory()[1]]
+    finally:
+        tracemalloc.stop()
         await reports.close()
-        return sizes, b"".join(pieces)
-
-    sizes, text = asyncio.run(scenario())
-    assert len(text.splitlines()) == count
-    assert sizes[0] < FETCH_ROWS
-    assert len(sizes) >= count // FETCH_ROWS
 
 
 LONG_GROUPS = """

@@ -55,6 +55,15 @@ def test_the_environment_wins_over_dotenv_and_an_option_over_both(monkeypatch: p
     assert load_settings(port=3000).port == 3000
 
 
+def test_archived_months_are_in_the_data_directory_unless_told(monkeypatch: pytest.MonkeyPatch):
+    """A folder of its own, which an empty variable does not name."""
+    monkeypatch.setenv("GATEWAY_DATA_DIR", "/data")
+    monkeypatch.setenv("GATEWAY_ARCHIVE_DIR", "")
+    assert load_settings().archive_folder == Path("/data/archive")
+    monkeypatch.setenv("GATEWAY_ARCHIVE_DIR", "/kept")
+    assert load_settings().archive_folder == Path("/kept")
+
+
 def test_an_empty_url_is_an_unset_one(monkeypatch: pytest.MonkeyPatch):
     """Compose passes an unset variable on as an empty one."""
     monkeypatch.setenv("GATEWAY_DATABASE_URL", "")

@@ -1,7 +1,7 @@
 """What a shipper finds in the journals: records that are certain to be on the disk, in order, from a place it names.
 
 The worker's own journal is read only as far as the disk vouches for it. A dead journal is claimed, settled
-(``recovery``) and then read whole. Segments stay for KEEP_DAYS after they are shipped, so that a database restored
+(``recovery``) and then read whole. Segments stay for JOURNAL_KEPT after they are shipped, so that a database restored
 from an older backup can be brought up to date by replaying them (delete its rows in ``journal_offsets``).
 """
 
@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -31,11 +31,11 @@ from gateway.adapters.journal.segments import (
     segment_path,
 )
 from gateway.adapters.journal.writer import JournalWriter
+from gateway.core.archive import JOURNAL_KEPT
 from gateway.core.ledger import Record
 
 log = logging.getLogger(__name__)
 
-KEEP_DAYS: Final = 7
 READ_RECORDS_MAX: Final = 2_000
 """Records looked at in one read, intents and progress marks included."""
 
@@ -159,9 +159,9 @@ class Outbox:
         return None
 
     def tidy(self, now: datetime, *, shipped_segment: int) -> None:
-        """Removes what has been in the database for KEEP_DAYS: dead journals, and our own segments before the one
+        """Removes what has been in the database for JOURNAL_KEPT: dead journals, and our own segments before the one
         that is shipped just now."""
-        before = (now - timedelta(days=KEEP_DAYS)).timestamp()
+        before = (now - JOURNAL_KEPT).timestamp()
         for found in journals(self._data_dir):
             if found.is_live or not found.is_shipped or _modified(found.path / SHIPPED) >= before:
                 continue

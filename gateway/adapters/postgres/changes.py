@@ -65,8 +65,12 @@ class Store:
     @asynccontextmanager
     async def _change(self, by: Administrator) -> AsyncIterator[Change]:
         async with self._connections.transaction() as db:
-            await db.execute(_LOCK)
-            yield Change(db, by, self._clock.now())
+            yield await self._change_in(db, by)
+
+    async def _change_in(self, db: Connection, by: Administrator) -> Change:
+        """The rest of a transaction as a change, for one that had much to do before."""
+        await db.execute(_LOCK)
+        return Change(db, by, self._clock.now())
 
 
 def audit_entry(row: Mapping[str, Any]) -> AuditEntry:

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from psycopg import sql
 from psycopg.rows import tuple_row
 
+from gateway.adapters.postgres.archived import ArchivedMonths, ragged
 from gateway.adapters.postgres.connections import Connection, Connections
 from gateway.adapters.postgres.facts import bounds, next_month, parts
 from gateway.adapters.postgres.sql import statement
@@ -36,12 +37,13 @@ def is_month(start: datetime, end: datetime) -> bool:
 
 
 async def charges(
-    connections: Connections, start: datetime, end: datetime, *, team: str | None = None
+    connections: Connections, archived: ArchivedMonths, start: datetime, end: datetime, *, team: str | None = None
 ) -> AsyncIterator[ChargeFact]:
     """Every charge of a period, of one team where it is named. Raises StoreUnavailableError."""
     query = sql.SQL(statement("charges").decode()).format(facts=sql.SQL(statement("facts").decode()))
     async with connections.transaction() as db:
-        await db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        await db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        await archived.bring(db, ragged(parts(start, end, coarsest="quarter")))
         days = await (await db.execute(_DAYS, {"start": start, "end": end})).fetchall()
         for day in days:
             begins = day["bucket"].astimezone(UTC)

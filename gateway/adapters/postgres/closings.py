@@ -40,6 +40,7 @@ TRIES_MAX: Final = 3
 """Rows that came while a month was digested are digested with it, so many times at the most."""
 
 _COUNT: Final = "SELECT count(*) AS rows FROM ledger WHERE started_at >= %s AND started_at < %s"
+_CLOSING: Final = "SELECT *, cost_pico::text AS closed_pico FROM ledger_closings WHERE month = %s"
 _NAME: Final = "SELECT name FROM organisation"
 _ENSURE_MONTH: Final = "SELECT ensure_month(%s)"
 
@@ -128,6 +129,15 @@ class PostgresClosings(Store):
             return await (await db.execute(statement(name), {**bounds, **asked})).fetchone()
 
 
+async def refuse_rows(db: Connection, month: datetime) -> None:
+    """Nothing is added to the partition of a month from now on."""
+    await db.execute(
+        sql.SQL(
+            "CREATE TRIGGER month_is_closed BEFORE INSERT ON {} FOR EACH ROW EXECUTE FUNCTION refuse_closed_month()"
+        ).format(sql.Identifier(f"ledger_{month:%Y_%m}"))
+    )
+
+
 async def _close(change: Change, month: datetime, found: MonthDigest, *, reason: str, name: str) -> Closing:
     """Writes the closing, and makes the month refuse rows; the one after it is there to take them."""
     closing = Closing(
@@ -152,11 +162,7 @@ async def _close(change: Change, month: datetime, found: MonthDigest, *, reason:
     }
     for moment in (month, month_end(month)):
         await change.db.execute(_ENSURE_MONTH, (moment,))
-    await change.db.execute(
-        sql.SQL(
-            "CREATE TRIGGER month_is_closed BEFORE INSERT ON {} FOR EACH ROW EXECUTE FUNCTION refuse_closed_month()"
-        ).format(sql.Identifier(f"ledger_{month:%Y_%m}"))
-    )
+    await refuse_rows(change.db, month)
     await change.db.execute(statement("close_month"), values)
     facts = {
         "reason": reason,
@@ -171,9 +177,9 @@ async def _close(change: Change, month: datetime, found: MonthDigest, *, reason:
 
 async def _refuse_out_of_order(db: Connection, month: datetime) -> None:
     """Raises NotClosedError for a month that is closed already, or that follows an open one."""
-    state = await _month(db, month)
-    if state is not None and state.closing is not None:
-        raise closed_already(state.closing)
+    row = await (await db.execute(_CLOSING, (month.date(),))).fetchone()
+    if row is not None:
+        raise closed_already(_closing(month, row))
     later = await (await db.execute("SELECT closed_until() > %s AS is_passed", (month,))).fetchone()
     if later is not None and later["is_passed"]:
         raise NotClosedError([f"A later month than {month_text(month)} is closed, which closed everything before it."])

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
 
+from gateway.adapters.postgres.archived import ArchivedMonths, Period, later
 from gateway.adapters.postgres.connections import Connections
 from gateway.adapters.postgres.prompts import unpacked
 from gateway.adapters.postgres.sql import statement
@@ -22,24 +23,34 @@ from gateway.core.shadow import PastRequest, brought_to
 from gateway.replay.rows import Row, Served
 
 FETCH_ROWS: Final = 500
+REQUEST_LASTS_MAX: Final = timedelta(days=1)
+"""So long after its first attempt a request may have others, as ``sql/past.sql`` has it."""
 
 
 async def past(
-    connections: Connections, start: datetime, end: datetime, *, model: str | None = None, team: str | None = None
+    connections: Connections,
+    archived: ArchivedMonths,
+    start: datetime,
+    end: datetime,
+    *,
+    model: str | None = None,
+    team: str | None = None,
 ) -> AsyncGenerator[PastRequest, None]:
     """Every request of a period, of one model or team where they are named. Raises StoreUnavailableError."""
-    async with connections.transaction() as db, db.cursor(name="past") as cursor:
-        cursor.itersize = FETCH_ROWS
-        await cursor.execute(statement("past"), {"start": start, "end": end, "model": model, "team": team})
-        async for row in cursor:
-            yield _request(row)
+    for begins, ends in await archived.slices(connections, start, end, step=REQUEST_LASTS_MAX):
+        async with connections.transaction() as db, db.cursor(name="past") as cursor:
+            await archived.bring(db, [Period(begins, later(ends, REQUEST_LASTS_MAX))], around=REQUEST_LASTS_MAX)
+            cursor.itersize = FETCH_ROWS
+            await cursor.execute(statement("past"), {"start": begins, "end": ends, "model": model, "team": team})
+            async for row in cursor:
+                yield _request(row)
 
 
 async def past_rows(
-    connections: Connections, start: datetime, end: datetime, *, model: str | None = None
+    connections: Connections, archived: ArchivedMonths, start: datetime, end: datetime, *, model: str | None = None
 ) -> AsyncIterator[Row]:
     """The same as rows to replay: those whose prefixes are on record and whose prompt was read."""
-    async with aclosing(past(connections, start, end, model=model)) as requests:
+    async with aclosing(past(connections, archived, start, end, model=model)) as requests:
         async for request in requests:
             if request.prompt is not None and request.is_read and request.input_tokens > 0:
                 yield _row(request, request.prompt)

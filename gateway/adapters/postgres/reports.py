@@ -13,8 +13,10 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final, TypeVar
 
+from msgspec.structs import replace
 from psycopg.rows import AsyncRowFactory, dict_row, tuple_row
 
+from gateway.adapters.postgres.archived import Archive, ArchivedMonths, Period
 from gateway.adapters.postgres.charges import Closing, billing_account, charges, closing_of
 from gateway.adapters.postgres.connections import Connection, Connections
 from gateway.adapters.postgres.past import past, past_rows
@@ -24,7 +26,7 @@ from gateway.adapters.postgres.tables import ledger_row_json, moment_text
 from gateway.core.focus import BillingAccount, ChargeFact
 from gateway.core.money import decimal_text
 from gateway.core.shadow import PastRequest
-from gateway.core.spend import Selection, SpendQuery, SpendRow
+from gateway.core.spend import Selection, SpendQuery, SpendRow, selected_times
 from gateway.replay.rows import Row
 
 R = TypeVar("R")
@@ -47,19 +49,34 @@ _LINES: Final = (
 class Reports:
     """Implements the MoneyReports port."""
 
-    def __init__(self, database_url: str) -> None:
+    def __init__(self, database_url: str, archive: Archive | None = None) -> None:
+        """``archive`` has the months that are not in the database any more."""
         self._connections = Connections(database_url, connections_max=3)
+        self._archived = ArchivedMonths(archive)
 
     async def spend(self, query: SpendQuery) -> AsyncIterator[SpendRow]:
         columns = len(query.columns)
-        async with aclosing(self._answered(lambda db: spend_question(db, query), tuple_row)) as rows:
+
+        async def question(db: Connection) -> Question:
+            asked = await spend_question(db, query)
+            ends = map(Period, asked.parameters["row_begins"], asked.parameters["row_ends"])
+            await self._archived.bring(db, list(ends))
+            return asked
+
+        async with aclosing(self._answered(question, tuple_row)) as rows:
             async for row in rows:
                 yield SpendRow(row[:columns], tuple(map(int, row[columns:])))
 
     async def ledger(self, selection: Selection) -> AsyncIterator[dict[str, object]]:
-        async with aclosing(self._answered(lambda _: ledger_question(selection), dict_row)) as rows:
-            async for row in rows:
-                yield ledger_row_json(row)
+        for part in await self._archived.slices(self._connections, *selected_times(selection)):
+
+            async def question(db: Connection, part: Period = part) -> Question:
+                await self._archived.bring(db, [part])
+                return await ledger_question(replace(selection, start=part.begins, end=part.ends))
+
+            async with aclosing(self._answered(question, dict_row)) as rows:
+                async for row in rows:
+                    yield ledger_row_json(row)
 
     async def _answered(
         self, question: Callable[[Connection], Awaitable[Question]], form: AsyncRowFactory[R]
@@ -80,6 +97,7 @@ class Reports:
     async def explain(self, request_id: str, *, team: str | None = None) -> dict[str, object] | None:
         asked = {"request_id": request_id, "team": team}
         async with self._connections.transaction() as db:
+            await self._archived.bring_having(db, "request_id", request_id, tables=("ledger", "exchanges"))
             plan = await (await db.execute(statement("explain_plan"), asked)).fetchone()
             rows = await (await db.execute(statement("explain_attempts"), asked)).fetchall()
         if plan is None and not rows:
@@ -101,7 +119,7 @@ class Reports:
         }
 
     def charges(self, start: datetime, end: datetime, *, team: str | None = None) -> AsyncIterator[ChargeFact]:
-        return charges(self._connections, start, end, team=team)
+        return charges(self._connections, self._archived, start, end, team=team)
 
     async def billing_account(self, start: datetime, end: datetime) -> BillingAccount:
         return await billing_account(self._connections, start, end)
@@ -114,17 +132,18 @@ class Reports:
         """The request of a period behind a provider's own id; None where there is none."""
         asked = {"upstream": upstream_request_id, "start": start, "end": end}
         async with self._connections.transaction() as db:
+            await self._archived.bring_having(db, "upstream_request_id", upstream_request_id)
             row = await (await db.execute(statement("find_upstream"), asked)).fetchone()
         return None if row is None else row["request_id"]
 
     def past(
         self, start: datetime, end: datetime, *, model: str | None = None, team: str | None = None
     ) -> AsyncGenerator[PastRequest, None]:
-        return past(self._connections, start, end, model=model, team=team)
+        return past(self._connections, self._archived, start, end, model=model, team=team)
 
     def past_rows(self, start: datetime, end: datetime, *, model: str | None = None) -> AsyncIterator[Row]:
         """The past as rows to replay. Raises StoreUnavailableError."""
-        return past_rows(self._connections, start, end, model=model)
+        return past_rows(self._connections, self._archived, start, end, model=model)
 
     async def journal_offsets(self) -> dict[str, tuple[int, int]]:
         """How far each journal has been shipped: segment and byte offset by journal id."""

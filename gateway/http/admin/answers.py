@@ -12,10 +12,12 @@ from gateway.core.fields import FieldError
 from gateway.core.grants import NotGrantedError
 from gateway.core.refusal import Refusal, RefusalCode, RefusedError
 from gateway.http.services import Services
-from gateway.pipeline.ports import StoreUnavailableError
+from gateway.pipeline.ports import ArchiveUnavailableError, StoreUnavailableError
 
 FLUSH_SECONDS: Final = 5.0
 """Money is read after what is durable has reached the database, or after this long."""
+ARCHIVE_SECONDS: Final = 60
+"""A file that is missing is put back by a person."""
 PAGE_MAX: Final = 1_000
 
 T = TypeVar("T")
@@ -25,6 +27,10 @@ async def stored(answer: Awaitable[T]) -> T:
     """What the store answers. Raises RefusedError: 503 while it is away, 400 or 403 for what it will not take."""
     try:
         return await answer
+    except ArchiveUnavailableError as error:
+        raise RefusedError(
+            Refusal(code=RefusalCode.STORE_UNAVAILABLE, message=str(error), retry_after=ARCHIVE_SECONDS)
+        ) from None
     except StoreUnavailableError:
         raise RefusedError(
             Refusal(

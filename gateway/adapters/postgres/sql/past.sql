@@ -1,6 +1,6 @@
 -- The requests of a period in order of their first attempt, each with the attempt that ended it, what all of its
--- attempts cost, and the prefixes that were kept with its plan; of one model or team, or of all. Every step follows an
--- index, so that the first rows come at once and nothing is sorted.
+-- attempts cost, with what corrected them while their month was open, and the prefixes that were kept with its plan; of
+-- one model or team, or of all. Every step follows an index, so that the first rows come at once and nothing is sorted.
 SELECT
     opened.request_id,
     opened.started_at,
@@ -22,7 +22,7 @@ FROM ledger AS opened
 CROSS JOIN LATERAL (
     SELECT
         l.provider, l.account, l.price_id, l.input_tokens, l.cached_tokens, l.output_tokens, l.usage_source,
-        l.cost_pico AS final_pico
+        l.cost_pico AS final_pico, l.attempt
     FROM ledger AS l
     WHERE l.request_id = opened.request_id
       AND l.started_at >= opened.started_at AND l.started_at < opened.started_at + interval '1 day'
@@ -33,7 +33,7 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT
         sum(l.cost_pico) AS cost_pico,
-        coalesce(sum(l.cost_pico) FILTER (WHERE l.status IN ('failed', 'abandoned') OR NOT l.is_final), 0)
+        coalesce(sum(l.cost_pico) FILTER (WHERE l.status IN ('failed', 'abandoned') OR l.attempt <> ended.attempt), 0)
             AS failed_pico
     FROM ledger AS l
     WHERE l.request_id = opened.request_id

@@ -1,0 +1,1 @@
+"""Archived months are Parquet files in a folder: written once, checked when written, read in pieces."""
