@@ -1,17 +1,18 @@
 """What finance waits for: reports over a month of many rows, each beside its limit, and why more rows cost no more.
 
-    python -m bench.ledger [--rows N]…
+    python -m bench.ledger [--rows N]… [--keep DIR]
 
 For each N (1,000,000 without any) an embedded PostgreSQL of its own gets a month of N attempts of 1,000 keys
 (``ledger_rows.sql``), written below the schema that rolls spend up and then migrated, so that the roll-ups are those of
-the migration and its time is a figure as well. Rows are loaded without syncing; everything that is measured runs with
-the settings that the embedded database has for everybody. Questions go through ``Reports`` and the rendering of
+the migration and its time is a figure as well. Rows are loaded and rolled up without syncing; everything that is
+measured runs with the settings that the embedded database has for everybody. Questions go through ``Reports`` and the rendering of
 ``/admin/reports/spend``, 20 times each while they take less than half a minute together.
 
 With two or more N the month by key is carried on to 100,000,000 rows: it reads the groups of a month and no row of the
 ledger, and of groups there are no more than keys and what they are told apart by.
 
-10,000,000 rows need about 15 GB of disk, gone afterwards. Exit status 1 if a figure is over its limit, the ledger is
+10,000,000 rows need about 15 GB of disk, gone afterwards unless --keep names a folder, where the databases are measured
+again the next time. Exit status 1 if a figure is over its limit, the ledger is
 read where it should not be, or a roll-up differs from it.
 """
 
@@ -263,27 +264,17 @@ async def stream(url: str, rows: int) -> tuple[float, int]:
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
-def bench(rows: int, console: Console) -> tuple[Measured, int, bool]:
-    """Prints the figures of a ledger of that many rows. Answers the month by key, the most groups that a month may have,
-    and whether all is well."""
-    with working_folder() as folder, _progress(console, rows) as (step, said):
-        (folder / "data").mkdir(mode=0o711)
-        began = time.monotonic()
-        with embedded(folder / "data", settings=LOADING) as url:
-            fill(url, rows, step)
-            filled = time.monotonic() - began
-        with embedded(folder / "data") as url:
-            said("rolling up")
-            began = time.monotonic()
-            migrate(url)
-            migrated = time.monotonic() - began
-            said("vacuuming")
-            with psycopg.connect(url, autocommit=True) as db:
-                db.execute("VACUUM ANALYZE")
-                disk = db.execute(_DISK).fetchone()
-                cells = db.execute(_CELLS).fetchone()
+def bench(rows: int, folder: Path, console: Console) -> tuple[Measured, int, bool]:
+    """Prints the figures of a ledger of that many rows, made in the folder unless it is there. Answers the month by
+    key, the most groups that a month may have, and whether all is well."""
+    with _progress(console, rows) as (step, said):
+        made = prepare(rows, folder, step, said)
+        with embedded(folder / str(rows)) as url:
             said("comparing the sums")
             wrong, counts = differences(url)
+            with psycopg.connect(url) as db:
+                disk = db.execute(_DISK).fetchone()
+                cells = db.execute(_CELLS).fetchone()
             found = []
             for question in QUESTIONS:
                 said(question.name)
@@ -293,10 +284,8 @@ def bench(rows: int, console: Console) -> tuple[Measured, int, bool]:
             speed, grown = asyncio.run(stream(url, rows))
     assert disk is not None
     assert cells is not None
-    console.print(
-        f"{rows:,} attempts in a month, {disk[0] / 1e9:.1f} GB: loaded in {filled:.0f} s, rolled up by the migration in "
-        f"{migrated:.0f} s; rows of the roll-ups: " + ", ".join(f"{counts[name]:,} by {name}" for name in _GRAINS)
-    )
+    sizes = ", ".join(f"{counts[name]:,} by {name}" for name in _GRAINS)
+    console.print(f"{rows:,} attempts in a month, {disk[0] / 1e9:.1f} GB; {made}; rows of the roll-ups: {sizes}")
     is_well = _show(found, console)
     console.print(f"  /admin/ledger          {speed:>9,.0f} rows/s, memory grew by {grown / 1e6:.0f} MB")
     for each in wrong:
@@ -304,6 +293,27 @@ def bench(rows: int, console: Console) -> tuple[Measured, int, bool]:
     if not wrong:
         console.print("  every grain sums to the ledger: 0 attempts and 0 pico-dollars of difference")
     return found[0], cells[0], is_well and not wrong and grown <= STREAM_MEMORY_MAX
+
+
+def prepare(rows: int, folder: Path, step: Callable[[int, int], None], said: Callable[[str], None]) -> str:
+    """Makes the database, and says what that took."""
+    data_dir, done = folder / str(rows), folder / f"{rows}.made"
+    if done.exists():
+        return done.read_text(encoding="utf-8")
+    data_dir.mkdir(mode=0o711)
+    began = time.monotonic()
+    with embedded(data_dir, settings=LOADING) as url:
+        fill(url, rows, step)
+        filled = time.monotonic()
+        said("rolling up")
+        migrate(url)
+        migrated = time.monotonic()
+        said("vacuuming")
+        with psycopg.connect(url, autocommit=True) as db:
+            db.execute("VACUUM ANALYZE")
+    made = f"loaded in {filled - began:.0f} s, rolled up by the migration in {migrated - filled:.0f} s"
+    done.write_text(made, encoding="utf-8")
+    return made
 
 
 _GRAINS: Final = ("quarter", "day", "month")
@@ -325,7 +335,7 @@ def _show(found: Sequence[Measured], console: Console) -> bool:
 
 def carry_on(measured: Sequence[tuple[int, Measured, int]], console: Console) -> bool:
     """Prints what the month by key would take over ``FAR_ROWS``; whether that is within its limit."""
-    rows, last, cells = measured[-1]
+    _, last, cells = measured[-1]
     per_group = last.median_ms / last.groups_touched
     far = max(last.median_ms, per_group * cells)
     console.print(f"Month by key over {FAR_ROWS:,} rows: it reads the month's groups, and of the ledger nothing.")
@@ -355,18 +365,31 @@ def _progress(console: Console, rows: int) -> Iterator[tuple[Callable[[int, int]
         )
 
 
+@contextlib.contextmanager
+def _folder(kept: Path | None) -> Iterator[Path]:
+    if kept is None:
+        with working_folder() as folder:
+            yield folder
+        return
+    kept.mkdir(mode=0o711, exist_ok=True)  # as root, PostgreSQL's account has to pass through
+    yield kept.resolve()
+
+
 def main() -> None:
     """Exit status 0 when every figure is within its limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, action="append", help="attempts of the month; may be said again")
-    sizes = sorted(parser.parse_args().rows or [1_000_000])
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="a folder to keep the databases in")
+    arguments = parser.parse_args()
+    sizes = sorted(arguments.rows or [1_000_000])
     console = Console(highlight=False)
     console = console if console.is_terminal else Console(width=160, highlight=False)
     measured, is_well = [], True
-    for rows in sizes:
-        month_by_key, cells, went_well = bench(rows, console)
-        measured.append((rows, month_by_key, cells))
-        is_well = is_well and went_well
+    with _folder(arguments.keep) as folder:
+        for rows in sizes:
+            month_by_key, cells, went_well = bench(rows, folder, console)
+            measured.append((rows, month_by_key, cells))
+            is_well = is_well and went_well
     if len(measured) > 1:
         is_well = carry_on(measured, console) and is_well
     sys.exit(0 if is_well else 1)
