@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeVar
@@ -47,18 +48,42 @@ def asked_selection(start: str | None, end: str | None, tz: str, where: Sequence
     return Selection(start=begins, end=ends, timezone=tz, where=usage(lambda: parse_conditions(where)))
 
 
+@contextmanager
+def settled_database() -> Iterator[str]:
+    """The URL of the database in force, once what is durable in the journals has reached it. Ends with status 1 where
+    it is away."""
+    settings = settings_with()
+    with database(settings) as url:
+
+        async def wait() -> None:
+            reports = Reports(url)
+            try:
+                _tell_behind(await _wait_until_shipped(settings.data_dir, reports))
+            finally:
+                await reports.close()
+
+        try:
+            asyncio.run(wait())
+            yield url
+        except StoreUnavailableError:
+            fail("the database cannot be reached.")
+
+
 def ask_ledger(question: Callable[[Reports], Awaitable[T]]) -> T:
     """Asks the database in force, after what is durable in the journals has reached it."""
+    return ask_books(lambda _, reports: question(reports))
+
+
+def ask_books(question: Callable[[str, Reports], Awaitable[T]]) -> T:
+    """The same for whoever needs the database's URL besides."""
     settings = settings_with()
     with database(settings) as url:
 
         async def ask() -> T:
             reports = Reports(url)
             try:
-                behind = await _wait_until_shipped(settings.data_dir, reports)
-                if behind:
-                    click.echo(f"gateway: {behind} attempts are not in the database yet; figures lag.", err=True)
-                return await question(reports)
+                _tell_behind(await _wait_until_shipped(settings.data_dir, reports))
+                return await question(url, reports)
             finally:
                 await reports.close()
 
@@ -66,6 +91,11 @@ def ask_ledger(question: Callable[[Reports], Awaitable[T]]) -> T:
             return asyncio.run(ask())
         except StoreUnavailableError:
             fail("the database cannot be reached.")
+
+
+def _tell_behind(behind: int) -> None:
+    if behind:
+        click.echo(f"gateway: {behind} attempts are not in the database yet; figures lag.", err=True)
 
 
 async def _wait_until_shipped(data_dir: Path, reports: Reports) -> int:

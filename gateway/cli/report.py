@@ -15,6 +15,7 @@ from gateway.cli.asking import WHERE, ask_ledger, asked_period, asked_selection
 from gateway.cli.chart import show_chart
 from gateway.cli.common import CONFIG, JSON, expected_errors, fail, print_json, settings_with
 from gateway.cli.explaining import print_explained
+from gateway.cli.focus import FOCUS_VERSION_OPTION, focus, print_focus
 from gateway.cli.savings import print_savings, progress
 from gateway.cli.spend import show_spend
 from gateway.cli.writing import write
@@ -40,23 +41,39 @@ def report() -> None:
 @click.option("--tz", default="UTC", show_default=True, help="Time zone of dates and of day, hour and month.")
 @click.option("--detail", is_flag=True, help="Also failures, costs by class, shares and USD per 1,000,000 tokens.")
 @click.option("--chart", is_flag=True, help="Bars instead of the table.")
-@click.option("--format", "form", type=click.Choice(["table", "json", "jsonl", "csv"]), default="table")
+@click.option("--format", "form", type=click.Choice(["table", "json", "jsonl", "csv", "focus"]), default="table")
+@FOCUS_VERSION_OPTION
 @JSON
 @expected_errors
 def spend(
-    start: str | None, end: str | None, group_by: str, where: tuple[str, ...], tz: str, form: str, **flags: bool
+    start: str | None,
+    end: str | None,
+    group_by: str,
+    where: tuple[str, ...],
+    tz: str,
+    form: str,
+    version: str,
+    **flags: bool,
 ) -> None:
-    """Spend of a period, by any mix of groups."""
+    """Spend of a period, by any mix of groups; FOCUS has a grouping of its own."""
     selected = asked_selection(start, end, tz, where)
     query = SpendQuery(selection=selected, groups=usage(lambda: parse_groups(group_by)), detail=flags["detail"])
     form = "json" if flags["as_json"] else form
     if flags["chart"] and form != "table":
         raise click.UsageError("--chart draws for eyes; leave out --json and --format.")
+    if form == "focus":
+        if where:
+            raise click.UsageError("FOCUS files are of everything in a period; leave out --where.")
+        ask_ledger(lambda reports: print_focus(reports, selected.start, selected.end, version))
+        return
     if form == "table":
         show = show_chart if flags["chart"] else show_spend
         ask_ledger(lambda reports: show(query, reports.spend(query)))
     else:
         ask_ledger(lambda reports: write(report_pieces(query, reports.spend(query), form)))  # type: ignore[arg-type]
+
+
+report.add_command(focus)
 
 
 @report.command("savings")

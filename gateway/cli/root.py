@@ -14,6 +14,7 @@ from gateway.cli.ledger import ledger
 from gateway.cli.migrate import migrate
 from gateway.cli.organisation import organisation
 from gateway.cli.prices import prices
+from gateway.cli.reconcile import reconcile
 from gateway.cli.replay import replay
 from gateway.cli.report import report
 from gateway.cli.serve import serve
@@ -30,6 +31,6 @@ def cli() -> None:
 for command in (
     *(serve, demo, simulator, migrate),
     *(keys, teams, budgets, organisation, audit),
-    *(report, ledger, replay, prices, doctor),
+    *(report, ledger, replay, reconcile, prices, doctor),
 ):
     cli.add_command(command)

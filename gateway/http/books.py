@@ -105,7 +105,7 @@ async def _pieces(
             case "json":
                 batch.append((b"\n" if is_first else b",\n") + msgspec.json.encode(row))
             case "jsonl":
-                batch.append(msgspec.json.encode(row) + b"\n")
+                batch.append(json_line(row))
             case "csv":
                 batch.append(csv_line([row[name] for name in columns]))
         is_first = False
@@ -116,6 +116,11 @@ async def _pieces(
     if form == "json":
         batch.append((b"" if is_first else b"\n") + closing())
     yield b"".join(batch)
+
+
+def json_line(row: Row) -> bytes:
+    """A row as JSON Lines have it."""
+    return msgspec.json.encode(row) + b"\n"
 
 
 async def begun(rows: AsyncIterator[T]) -> AsyncIterator[T]:

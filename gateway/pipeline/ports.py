@@ -19,6 +19,7 @@ from gateway.core.budget_terms import BudgetRecord, BudgetTerms
 from gateway.core.catalogue import Timeouts
 from gateway.core.exchange import Principal
 from gateway.core.failure import Failure
+from gateway.core.focus import BillingAccount, ChargeFact
 from gateway.core.grants import Administrator
 from gateway.core.happenings import Checked, Happening
 from gateway.core.health import Health, HealthChanged, Subject
@@ -469,6 +470,14 @@ class MoneyReports(Protocol):
 
     def ledger(self, selection: Selection) -> AsyncIterator[dict[str, object]]:
         """One attempt or correction at a time, in order of start, as INTERFACE §4 names its fields."""
+        ...
+
+    def charges(self, start: datetime, end: datetime, *, team: str | None = None) -> AsyncIterator[ChargeFact]:
+        """What each class of tokens cost in each hour, in one order for ever: what a FOCUS file is made of."""
+        ...
+
+    async def billing_account(self, start: datetime, end: datetime) -> BillingAccount:
+        """Whose charges of a period they are: of a closed month, under the name that it was closed with."""
         ...
 
     def past(

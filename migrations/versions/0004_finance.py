@@ -37,7 +37,8 @@ CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON corrections
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_audit_change();
 """
 
-# A month is closed once, in order, and stays so. Checksums are of what it exports.
+# A month is closed once, in order, and stays so. Checksums are of what it exports; `days` has them day by day, so that
+# a difference is found soon.
 CLOSINGS = """
 CREATE TABLE ledger_closings (
     month             date PRIMARY KEY CHECK (month = date_trunc('month', month)),
@@ -49,6 +50,7 @@ CREATE TABLE ledger_closings (
     cost_pico         numeric NOT NULL,
     ledger_sha256     bytea NOT NULL CHECK (length(ledger_sha256) = 32),
     focus_sha256      bytea NOT NULL CHECK (length(focus_sha256) = 32),
+    days              jsonb NOT NULL DEFAULT '{}',
     archived_at       timestamptz,
     archive           jsonb,
     CHECK ((archived_at IS NULL) = (archive IS NULL))

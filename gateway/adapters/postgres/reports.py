@@ -15,11 +15,13 @@ from typing import Any, Final, TypeVar
 
 from psycopg.rows import AsyncRowFactory, dict_row, tuple_row
 
+from gateway.adapters.postgres.charges import Closing, billing_account, charges, closing_of
 from gateway.adapters.postgres.connections import Connection, Connections
 from gateway.adapters.postgres.past import past, past_rows
 from gateway.adapters.postgres.selecting import Question, ledger_question, spend_question
 from gateway.adapters.postgres.sql import statement
 from gateway.adapters.postgres.tables import ledger_row_json, moment_text
+from gateway.core.focus import BillingAccount, ChargeFact
 from gateway.core.money import decimal_text
 from gateway.core.shadow import PastRequest
 from gateway.core.spend import Selection, SpendQuery, SpendRow
@@ -97,6 +99,16 @@ class Reports:
             "attempts": attempts,
             "cost": decimal_text(sum(row["cost_pico"] for row in rows)),
         }
+
+    def charges(self, start: datetime, end: datetime, *, team: str | None = None) -> AsyncIterator[ChargeFact]:
+        return charges(self._connections, start, end, team=team)
+
+    async def billing_account(self, start: datetime, end: datetime) -> BillingAccount:
+        return await billing_account(self._connections, start, end)
+
+    async def closing(self, month: datetime) -> Closing | None:
+        """How the month that begins then was closed; None while it is open. Raises StoreUnavailableError."""
+        return await closing_of(self._connections, month)
 
     async def find_upstream(self, upstream_request_id: str, start: datetime, end: datetime) -> str | None:
         """The request of a period behind a provider's own id; None where there is none."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from litestar import Request, Response, get
@@ -10,11 +12,14 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Stream
 
+from gateway.core.focus import ChargeFact, FocusRows
+from gateway.core.focus_columns import FOCUS_VERSION, UnknownVersionError
 from gateway.core.spend import COLUMNS, Selection, SpendQuery, parse_conditions, parse_groups
 from gateway.http.admin.answers import FLUSH_SECONDS, checked, found, invalid, stored
 from gateway.http.admin.guards import readers, who
 from gateway.http.books import MEDIA_TYPES, Form, begun, ledger_pieces, period, report_pieces
 from gateway.http.explained import with_prices
+from gateway.http.focus import focus_csv
 from gateway.http.savings import TooManyRequestsError, counted, rendered
 from gateway.http.services import Services
 
@@ -58,6 +63,9 @@ def _ledger(services: Services) -> HTTPRouteHandler:
     return ledger
 
 
+SpendForm = Literal["json", "jsonl", "csv", "focus"]
+
+
 def _spend(services: Services) -> HTTPRouteHandler:
     @get("/reports/spend", summary="Spend by any mix of groups", guards=readers(services))
     async def spend(
@@ -67,7 +75,8 @@ def _spend(services: Services) -> HTTPRouteHandler:
         group_by: GroupBy = "key",
         tz: FromQuery[str] = "UTC",
         where: Where = None,
-        format_: Annotated[Form, QueryParameter(name="format")] = "json",
+        format_: Annotated[SpendForm, QueryParameter(name="format")] = "json",
+        focus_version: FromQuery[str] = FOCUS_VERSION,
         *,
         detail: Detail = False,
     ) -> Stream:
@@ -75,10 +84,33 @@ def _spend(services: Services) -> HTTPRouteHandler:
         groups = checked(lambda: parse_groups(group_by))
         query = SpendQuery(selection=selected, groups=groups, detail=detail)
         await services.flush(FLUSH_SECONDS)
+        if format_ == "focus":
+            if where:
+                raise invalid("where", "FOCUS files are of everything in a period; leave out where.")
+            return await _focus(services, selected.start, selected.end, focus_version, team=selected.team)
         rows = await stored(begun(services.reports.spend(query)))
         return Stream(report_pieces(query, rows, format_), media_type=MEDIA_TYPES[format_])
 
     return spend
+
+
+async def _focus(services: Services, start: datetime, end: datetime, version: str, *, team: str | None) -> Stream:
+    """The period's charges as FOCUS has them, in CSV."""
+    account = await stored(services.reports.billing_account(start, end))
+    try:
+        rows = FocusRows(account, version=version)
+    except UnknownVersionError as error:
+        raise invalid("focus_version", f"{error}.") from None
+    charges = services.reports.charges(start, end, team=team)
+    first = await stored(anext(charges, None))
+    return Stream(focus_csv(_with_first(first, charges), rows), media_type=MEDIA_TYPES["csv"])
+
+
+async def _with_first(first: ChargeFact | None, others: AsyncIterator[ChargeFact]) -> AsyncIterator[ChargeFact]:
+    if first is not None:
+        yield first
+        async for fact in others:
+            yield fact
 
 
 def _savings(services: Services) -> HTTPRouteHandler:

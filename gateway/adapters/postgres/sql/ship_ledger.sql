@@ -148,7 +148,7 @@ posted AS (
     INSERT INTO budget_postings AS p (scope, day, journal_id, posted_pico, rows)
     SELECT
         scopes.scope,
-        (coalesce(admitted_at, started_at) AT TIME ZONE organisation.time_zone)::date AS day,
+        (coalesce(admitted_at, restates, started_at) AT TIME ZONE organisation.time_zone)::date AS day,
         %(journal_id)s,
         sum(cost_pico),
         count(*)
