@@ -4,16 +4,16 @@
 
 For each N (1,000,000 without any) an embedded PostgreSQL of its own gets a month of N attempts of 1,000 keys
 (``ledger_rows.sql``), written below the schema that rolls spend up and then migrated, so that the roll-ups are those of
-the migration and its time is a figure as well. Rows are loaded and rolled up without syncing; everything that is
-measured runs with the settings that the embedded database has for everybody. Questions go through ``Reports`` and the rendering of
+the migration and its time is a figure as well. Loading and migrating do not sync; everything that is measured runs with
+the settings that the embedded database has for everybody. Questions go through ``Reports`` and the rendering of
 ``/admin/reports/spend``, 20 times each while they take less than half a minute together.
 
 With two or more N the month by key is carried on to 100,000,000 rows: it reads the groups of a month and no row of the
 ledger, and of groups there are no more than keys and what they are told apart by.
 
 10,000,000 rows need about 15 GB of disk, gone afterwards unless --keep names a folder, where the databases are measured
-again the next time. Exit status 1 if a figure is over its limit, the ledger is
-read where it should not be, or a roll-up differs from it.
+again the next time. Exit status 1 if a figure is over its limit, the ledger is read where it should not be, or one of
+the roll-ups differs from it.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def fill(url: str, rows: int, step: Callable[[int, int], None]) -> None:
         db.execute("SELECT ensure_month(%s)", [BEGINS])
         for first in range(0, rows, CHUNK_ROWS):
             last = min(rows, first + CHUNK_ROWS) - 1
-            db.execute(FILL, {"first": first, "last": last, "rows": rows})  # type: ignore[call-overload]
+            db.execute(FILL, {"first": first, "last": last, "rows": rows})
             step(last + 1, rows)
 
 
@@ -176,7 +176,8 @@ def differences(url: str) -> tuple[list[str], dict[str, int]]:
 async def measure(url: str, question: Question) -> Measured:
     """Asks, renders as JSON, and asks the database what it read."""
     reports = Reports(url)
-    query, taken, rows = question.query(), [], 0
+    query, rows = question.query(), 0
+    taken: list[float] = []
     try:
         begun = time.monotonic()
         while len(taken) < RUNS and (len(taken) < 3 or time.monotonic() - begun < SECONDS_MAX):
@@ -229,7 +230,8 @@ async def explain(url: str) -> Measured:
     with psycopg.connect(url) as db:
         row = db.execute(_SOME_REQUEST, [BEGINS + timedelta(days=13)]).fetchone()
     assert row is not None
-    reports, taken = Reports(url), []
+    reports = Reports(url)
+    taken: list[float] = []
     try:
         for _ in range(RUNS):
             at = time.perf_counter()

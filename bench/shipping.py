@@ -192,8 +192,8 @@ def bench(rows: int, shippers: int, settings: dict[str, str]) -> bool:
     )
     for name, live, dead, hot, size in sizes:
         print(f"  {name:24} {live:>9,} rows, {dead:>7,} dead, {hot or 0:>4} % of updates in place, {size}")
-    for each in wrong:
-        print(f"  went wrong: {each}")
+    for error in wrong:
+        print(f"  went wrong: {error}")
     equal = len(set(sums.values())) == 1 and added == rows // shippers * shippers
     print(f"  ledger and roll-ups {'are equal' if equal else f'DIFFER: {sums}'}")
     return equal and not wrong
