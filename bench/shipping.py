@@ -152,7 +152,8 @@ def postmaster(url: str) -> int:
     with psycopg.connect(url) as db:
         row = db.execute("SELECT pg_backend_pid()").fetchone()
         assert row is not None
-        return psutil.Process(row[0]).ppid()
+        pid: int = psutil.Process(row[0]).ppid()
+    return pid
 
 
 def measure(url: str, folders: list[Path]) -> tuple[int, float, float, float, list[str]]:
