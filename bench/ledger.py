@@ -43,7 +43,7 @@ from gateway.adapters.embedded import embedded
 from gateway.adapters.postgres.reports import Reports
 from gateway.adapters.postgres.schema import downgrade, migrate
 from gateway.adapters.postgres.selecting import spend_question
-from gateway.core.spend import Selection, SpendQuery
+from gateway.core.spend import Condition, Selection, SpendQuery
 from gateway.http.books import ledger_pieces, report_pieces
 
 BELOW_ROLLUPS: Final = "0003"
@@ -69,6 +69,7 @@ FILL: Final = (Path(__file__).parent / "ledger_rows.sql").read_text(encoding="ut
 BEGINS: Final = datetime(2026, 10, 1, tzinfo=UTC)
 ENDS: Final = datetime(2026, 11, 1, tzinfo=UTC)
 BERLIN: Final = ZoneInfo("Europe/Berlin")
+SOME_KEY: Final = "service-0500"
 
 _SUMS: Final = """
 SELECT 'ledger' AS of, count(*) AS rows, count(*) AS attempts, sum(cost_pico) AS pico FROM ledger
@@ -121,6 +122,18 @@ QUESTIONS: Final = (
         name="ragged ends by key", groups=("key",), reads_rows=True,
         start=BEGINS + timedelta(minutes=7, seconds=3), end=ENDS - timedelta(minutes=7, seconds=3),
     ),
+)  # fmt: skip
+
+LISTS: Final = (
+    ("the ledger's first row", Selection(start=BEGINS, end=ENDS), 1),
+    (
+        "rows of a key's day",
+        Selection(
+            start=BEGINS + timedelta(days=9), end=BEGINS + timedelta(days=10), where=(Condition("key", (SOME_KEY,)),)
+        ),
+        None,
+    ),
+    ("rows of a key's month", Selection(start=BEGINS, end=ENDS, where=(Condition("key", (SOME_KEY,)),)), None),
 )  # fmt: skip
 
 
@@ -246,6 +259,28 @@ async def explain(url: str) -> Measured:
     )  # fmt: skip
 
 
+async def listed(url: str, name: str, selection: Selection, *, rows_max: int | None = None) -> Measured:
+    """How long the ledger's rows of a selection take, or the first ``rows_max`` of them."""
+    reports = Reports(url)
+    taken: list[float] = []
+    rows, begun = 0, time.monotonic()
+    try:
+        while len(taken) < RUNS and (not taken or time.monotonic() - begun < SECONDS_MAX):
+            at, rows = time.perf_counter(), 0
+            async with contextlib.aclosing(reports.ledger(selection)) as found:  # type: ignore[type-var]
+                async for _ in found:
+                    rows += 1
+                    if rows == rows_max:
+                        break
+            taken.append((time.perf_counter() - at) * 1000)
+    finally:
+        await reports.close()
+    return Measured(
+        name=name, median_ms=statistics.median(taken), p95_ms=sorted(taken)[int(len(taken) * 0.95)], rows=rows,
+        touched="", groups_touched=0, limit_ms=None,
+    )  # fmt: skip
+
+
 async def stream(url: str, rows: int) -> tuple[float, int]:
     """Rows a second of ``/admin/ledger`` as JSON Lines, and by how many bytes this process grew meanwhile."""
     reports = Reports(url)
@@ -282,6 +317,9 @@ def bench(rows: int, folder: Path, console: Console) -> tuple[Measured, int, boo
                 said(question.name)
                 found.append(asyncio.run(measure(url, question)))
             found.append(asyncio.run(explain(url)))
+            for name, selection, rows_max in LISTS:
+                said(name)
+                found.append(asyncio.run(listed(url, name, selection, rows_max=rows_max)))
             said("streaming the ledger")
             speed, grown = asyncio.run(stream(url, rows))
     assert disk is not None

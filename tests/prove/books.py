@@ -1,5 +1,4 @@
-"""Whatever happens to the books, every report in every form is the sum of the ledger's rows, and a closed month is what
-it was (laws L1, L5).
+"""Every report in every form is the sum of the ledger's rows, and a closed month stays as it is (laws L1, L5).
 
 Attempts of three months come through real shippers, two at once, some of them after their month was closed. In between
 attempts are rated again, given back for, and charged without any attempt, and months are closed. After each of these,
