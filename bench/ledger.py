@@ -1,18 +1,19 @@
 """What finance waits for: reports over a month of many rows, each beside its limit, and why more rows cost no more.
 
-    python -m bench.ledger [--rows N]…
+    python -m bench.ledger [--rows N]… [--keep DIR]
 
 For each N (1,000,000 without any) an embedded PostgreSQL of its own gets a month of N attempts of 1,000 keys
 (``ledger_rows.sql``), written below the schema that rolls spend up and then migrated, so that the roll-ups are those of
-the migration and its time is a figure as well. Rows are loaded without syncing; everything that is measured runs with
+the migration and its time is a figure as well. Loading and migrating do not sync; everything that is measured runs with
 the settings that the embedded database has for everybody. Questions go through ``Reports`` and the rendering of
 ``/admin/reports/spend``, 20 times each while they take less than half a minute together.
 
 With two or more N the month by key is carried on to 100,000,000 rows: it reads the groups of a month and no row of the
 ledger, and of groups there are no more than keys and what they are told apart by.
 
-10,000,000 rows need about 15 GB of disk, gone afterwards. Exit status 1 if a figure is over its limit, the ledger is
-read where it should not be, or a roll-up differs from it.
+10,000,000 rows need about 15 GB of disk, gone afterwards unless --keep names a folder, where the databases are measured
+again the next time. Exit status 1 if a figure is over its limit, the ledger is read where it should not be, or one of
+the roll-ups differs from it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from gateway.adapters.embedded import embedded
 from gateway.adapters.postgres.reports import Reports
 from gateway.adapters.postgres.schema import downgrade, migrate
 from gateway.adapters.postgres.selecting import spend_question
-from gateway.core.spend import Selection, SpendQuery
+from gateway.core.spend import Condition, Selection, SpendQuery
 from gateway.http.books import ledger_pieces, report_pieces
 
 BELOW_ROLLUPS: Final = "0003"
@@ -68,6 +69,7 @@ FILL: Final = (Path(__file__).parent / "ledger_rows.sql").read_text(encoding="ut
 BEGINS: Final = datetime(2026, 10, 1, tzinfo=UTC)
 ENDS: Final = datetime(2026, 11, 1, tzinfo=UTC)
 BERLIN: Final = ZoneInfo("Europe/Berlin")
+SOME_KEY: Final = "service-0500"
 
 _SUMS: Final = """
 SELECT 'ledger' AS of, count(*) AS rows, count(*) AS attempts, sum(cost_pico) AS pico FROM ledger
@@ -122,6 +124,18 @@ QUESTIONS: Final = (
     ),
 )  # fmt: skip
 
+LISTS: Final = (
+    ("the ledger's first row", Selection(start=BEGINS, end=ENDS), 1),
+    (
+        "rows of a key's day",
+        Selection(
+            start=BEGINS + timedelta(days=9), end=BEGINS + timedelta(days=10), where=(Condition("key", (SOME_KEY,)),)
+        ),
+        None,
+    ),
+    ("rows of a key's month", Selection(start=BEGINS, end=ENDS, where=(Condition("key", (SOME_KEY,)),)), None),
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
@@ -152,7 +166,7 @@ def fill(url: str, rows: int, step: Callable[[int, int], None]) -> None:
         db.execute("SELECT ensure_month(%s)", [BEGINS])
         for first in range(0, rows, CHUNK_ROWS):
             last = min(rows, first + CHUNK_ROWS) - 1
-            db.execute(FILL, {"first": first, "last": last, "rows": rows})  # type: ignore[call-overload]
+            db.execute(FILL, {"first": first, "last": last, "rows": rows})
             step(last + 1, rows)
 
 
@@ -175,7 +189,8 @@ def differences(url: str) -> tuple[list[str], dict[str, int]]:
 async def measure(url: str, question: Question) -> Measured:
     """Asks, renders as JSON, and asks the database what it read."""
     reports = Reports(url)
-    query, taken, rows = question.query(), [], 0
+    query, rows = question.query(), 0
+    taken: list[float] = []
     try:
         begun = time.monotonic()
         while len(taken) < RUNS and (len(taken) < 3 or time.monotonic() - begun < SECONDS_MAX):
@@ -228,7 +243,8 @@ async def explain(url: str) -> Measured:
     with psycopg.connect(url) as db:
         row = db.execute(_SOME_REQUEST, [BEGINS + timedelta(days=13)]).fetchone()
     assert row is not None
-    reports, taken = Reports(url), []
+    reports = Reports(url)
+    taken: list[float] = []
     try:
         for _ in range(RUNS):
             at = time.perf_counter()
@@ -240,6 +256,28 @@ async def explain(url: str) -> Measured:
     return Measured(
         name="explain one request", median_ms=statistics.median(taken), p95_ms=sorted(taken)[int(RUNS * 0.95)],
         rows=1, touched="", groups_touched=0, limit_ms=EXPLAIN_MS_MAX,
+    )  # fmt: skip
+
+
+async def listed(url: str, name: str, selection: Selection, *, rows_max: int | None = None) -> Measured:
+    """How long the ledger's rows of a selection take, or the first ``rows_max`` of them."""
+    reports = Reports(url)
+    taken: list[float] = []
+    rows, begun = 0, time.monotonic()
+    try:
+        while len(taken) < RUNS and (not taken or time.monotonic() - begun < SECONDS_MAX):
+            at, rows = time.perf_counter(), 0
+            async with contextlib.aclosing(reports.ledger(selection)) as found:  # type: ignore[type-var]
+                async for _ in found:
+                    rows += 1
+                    if rows == rows_max:
+                        break
+            taken.append((time.perf_counter() - at) * 1000)
+    finally:
+        await reports.close()
+    return Measured(
+        name=name, median_ms=statistics.median(taken), p95_ms=sorted(taken)[int(len(taken) * 0.95)], rows=rows,
+        touched="", groups_touched=0, limit_ms=None,
     )  # fmt: skip
 
 
@@ -263,40 +301,31 @@ async def stream(url: str, rows: int) -> tuple[float, int]:
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
-def bench(rows: int, console: Console) -> tuple[Measured, int, bool]:
-    """Prints the figures of a ledger of that many rows. Answers the month by key, the most groups that a month may have,
-    and whether all is well."""
-    with working_folder() as folder, _progress(console, rows) as (step, said):
-        (folder / "data").mkdir(mode=0o711)
-        began = time.monotonic()
-        with embedded(folder / "data", settings=LOADING) as url:
-            fill(url, rows, step)
-            filled = time.monotonic() - began
-        with embedded(folder / "data") as url:
-            said("rolling up")
-            began = time.monotonic()
-            migrate(url)
-            migrated = time.monotonic() - began
-            said("vacuuming")
-            with psycopg.connect(url, autocommit=True) as db:
-                db.execute("VACUUM ANALYZE")
-                disk = db.execute(_DISK).fetchone()
-                cells = db.execute(_CELLS).fetchone()
+def bench(rows: int, folder: Path, console: Console) -> tuple[Measured, int, bool]:
+    """Prints the figures of a ledger of that many rows, made in the folder unless it is there. Answers the month by
+    key, the most groups that a month may have, and whether all is well."""
+    with _progress(console, rows) as (step, said):
+        made = prepare(rows, folder, step, said)
+        with embedded(folder / str(rows)) as url:
             said("comparing the sums")
             wrong, counts = differences(url)
+            with psycopg.connect(url) as db:
+                disk = db.execute(_DISK).fetchone()
+                cells = db.execute(_CELLS).fetchone()
             found = []
             for question in QUESTIONS:
                 said(question.name)
                 found.append(asyncio.run(measure(url, question)))
             found.append(asyncio.run(explain(url)))
+            for name, selection, rows_max in LISTS:
+                said(name)
+                found.append(asyncio.run(listed(url, name, selection, rows_max=rows_max)))
             said("streaming the ledger")
             speed, grown = asyncio.run(stream(url, rows))
     assert disk is not None
     assert cells is not None
-    console.print(
-        f"{rows:,} attempts in a month, {disk[0] / 1e9:.1f} GB: loaded in {filled:.0f} s, rolled up by the migration in "
-        f"{migrated:.0f} s; rows of the roll-ups: " + ", ".join(f"{counts[name]:,} by {name}" for name in _GRAINS)
-    )
+    sizes = ", ".join(f"{counts[name]:,} by {name}" for name in _GRAINS)
+    console.print(f"{rows:,} attempts in a month, {disk[0] / 1e9:.1f} GB; {made}; rows of the roll-ups: {sizes}")
     is_well = _show(found, console)
     console.print(f"  /admin/ledger          {speed:>9,.0f} rows/s, memory grew by {grown / 1e6:.0f} MB")
     for each in wrong:
@@ -304,6 +333,27 @@ def bench(rows: int, console: Console) -> tuple[Measured, int, bool]:
     if not wrong:
         console.print("  every grain sums to the ledger: 0 attempts and 0 pico-dollars of difference")
     return found[0], cells[0], is_well and not wrong and grown <= STREAM_MEMORY_MAX
+
+
+def prepare(rows: int, folder: Path, step: Callable[[int, int], None], said: Callable[[str], None]) -> str:
+    """Makes the database, and says what that took."""
+    data_dir, done = folder / str(rows), folder / f"{rows}.made"
+    if done.exists():
+        return done.read_text(encoding="utf-8")
+    data_dir.mkdir(mode=0o711)
+    began = time.monotonic()
+    with embedded(data_dir, settings=LOADING) as url:
+        fill(url, rows, step)
+        filled = time.monotonic()
+        said("rolling up")
+        migrate(url)
+        migrated = time.monotonic()
+        said("vacuuming")
+        with psycopg.connect(url, autocommit=True) as db:
+            db.execute("VACUUM ANALYZE")
+    made = f"loaded in {filled - began:.0f} s, rolled up by the migration in {migrated - filled:.0f} s"
+    done.write_text(made, encoding="utf-8")
+    return made
 
 
 _GRAINS: Final = ("quarter", "day", "month")
@@ -325,7 +375,7 @@ def _show(found: Sequence[Measured], console: Console) -> bool:
 
 def carry_on(measured: Sequence[tuple[int, Measured, int]], console: Console) -> bool:
     """Prints what the month by key would take over ``FAR_ROWS``; whether that is within its limit."""
-    rows, last, cells = measured[-1]
+    _, last, cells = measured[-1]
     per_group = last.median_ms / last.groups_touched
     far = max(last.median_ms, per_group * cells)
     console.print(f"Month by key over {FAR_ROWS:,} rows: it reads the month's groups, and of the ledger nothing.")
@@ -355,18 +405,31 @@ def _progress(console: Console, rows: int) -> Iterator[tuple[Callable[[int, int]
         )
 
 
+@contextlib.contextmanager
+def _folder(kept: Path | None) -> Iterator[Path]:
+    if kept is None:
+        with working_folder() as folder:
+            yield folder
+        return
+    kept.mkdir(mode=0o711, exist_ok=True)  # as root, PostgreSQL's account has to pass through
+    yield kept.resolve()
+
+
 def main() -> None:
     """Exit status 0 when every figure is within its limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, action="append", help="attempts of the month; may be said again")
-    sizes = sorted(parser.parse_args().rows or [1_000_000])
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="a folder to keep the databases in")
+    arguments = parser.parse_args()
+    sizes = sorted(arguments.rows or [1_000_000])
     console = Console(highlight=False)
     console = console if console.is_terminal else Console(width=160, highlight=False)
     measured, is_well = [], True
-    for rows in sizes:
-        month_by_key, cells, went_well = bench(rows, console)
-        measured.append((rows, month_by_key, cells))
-        is_well = is_well and went_well
+    with _folder(arguments.keep) as folder:
+        for rows in sizes:
+            month_by_key, cells, went_well = bench(rows, folder, console)
+            measured.append((rows, month_by_key, cells))
+            is_well = is_well and went_well
     if len(measured) > 1:
         is_well = carry_on(measured, console) and is_well
     sys.exit(0 if is_well else 1)

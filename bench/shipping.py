@@ -1,10 +1,10 @@
 """What it costs to bring settlements into the ledger: rows a second, and CPU of the shipper and of PostgreSQL a row.
 
-    python -m bench.shipping [--rows N] [--shippers N]
+    python -m bench.shipping [--rows N] [--shippers N] [--keys N]
 
 Every shipper is a process of its own with journals that a dead worker left, like those of a fleet after an outage of
 its database; all of them share one embedded PostgreSQL with the settings that it has for everybody, and write the same
-keys. Rows are of 1,000 keys, so hardly two of a batch fall into one group: the dearest traffic there is. Afterwards the
+keys. Of 1,000 keys hardly two rows of a batch are of one group, which is the dearest traffic there is. Afterwards the
 ledger's sum is compared with that of every grain of the roll-ups. Exit status 1 if they differ or a shipper failed.
 """
 
@@ -34,7 +34,6 @@ from gateway.adapters.postgres.schema import migrate
 from gateway.adapters.postgres.shipper import Shipper
 from gateway.core.ledger import LedgerEntry
 
-KEYS: Final = 1_000
 TEAMS: Final = 50
 ROWS_PER_JOURNAL: Final = 20_000
 ROWS_PER_SYNC: Final = 5_000
@@ -57,11 +56,11 @@ FROM pg_stat_user_tables WHERE relname ~ '^(spend_|ledger_20)' AND n_live_tup > 
 """
 
 
-def entries(shipper: int, rows: int) -> Iterator[LedgerEntry]:
+def entries(shipper: int, rows: int, keys: int = 1_000) -> Iterator[LedgerEntry]:
     """Attempts of one worker, as mixed as those of ``bench.ledger``."""
     chance = Random(shipper)
     for number in range(rows):
-        key, drawn = int(KEYS * chance.random() ** 2), chance.random()
+        key, drawn = int(keys * chance.random() ** 2), chance.random()
         refused, told = drawn < 0.025, drawn >= 0.035
         uncached = 0 if refused else chance.randrange(200, 6_200)
         cached = chance.randrange(9_000) if told else 0
@@ -113,9 +112,9 @@ def entries(shipper: int, rows: int) -> Iterator[LedgerEntry]:
         )
 
 
-async def write(data_dir: Path, shipper: int, rows: int) -> None:
+async def write(data_dir: Path, shipper: int, rows: int, keys: int) -> None:
     """The journals of a worker that died again and again."""
-    made = entries(shipper, rows)
+    made = entries(shipper, rows, keys)
     for number in range(-(-rows // ROWS_PER_JOURNAL)):
         journal = JournalWriter.open(data_dir, f"bench-{shipper}-{number:04}")
         for count, each in zip(range(ROWS_PER_JOURNAL), made, strict=False):
@@ -152,7 +151,8 @@ def postmaster(url: str) -> int:
     with psycopg.connect(url) as db:
         row = db.execute("SELECT pg_backend_pid()").fetchone()
         assert row is not None
-        return psutil.Process(row[0]).ppid()
+        pid: int = psutil.Process(row[0]).ppid()
+    return pid
 
 
 def measure(url: str, folders: list[Path]) -> tuple[int, float, float, float, list[str]]:
@@ -172,13 +172,13 @@ def measure(url: str, folders: list[Path]) -> tuple[int, float, float, float, li
     return sum(each[0] for each in found), elapsed, sum(each[1] for each in found), cpu, [e for *_, e in found if e]
 
 
-def bench(rows: int, shippers: int, settings: dict[str, str]) -> bool:
+def bench(rows: int, shippers: int, keys: int, settings: dict[str, str]) -> bool:
     """Prints the figures; whether everything arrived once and every grain sums to the ledger."""
     with working_folder() as folder:
         folders = [folder / f"worker-{number}" for number in range(shippers)]
         for number, each in enumerate(folders):
             each.mkdir()
-            asyncio.run(write(each, number, rows // shippers))
+            asyncio.run(write(each, number, rows // shippers, keys))
         (folder / "data").mkdir(mode=0o711)
         with embedded(folder / "data", settings=settings) as url:
             migrate(url)
@@ -192,8 +192,8 @@ def bench(rows: int, shippers: int, settings: dict[str, str]) -> bool:
     )
     for name, live, dead, hot, size in sizes:
         print(f"  {name:24} {live:>9,} rows, {dead:>7,} dead, {hot or 0:>4} % of updates in place, {size}")
-    for each in wrong:
-        print(f"  went wrong: {each}")
+    for error in wrong:
+        print(f"  went wrong: {error}")
     equal = len(set(sums.values())) == 1 and added == rows // shippers * shippers
     print(f"  ledger and roll-ups {'are equal' if equal else f'DIFFER: {sums}'}")
     return equal and not wrong
@@ -204,10 +204,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000, help="settlements in all")
     parser.add_argument("--shippers", type=int, default=1, help="processes that ship at once")
+    parser.add_argument("--keys", type=int, default=1_000, help="API keys that the rows are of")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the server")
     arguments = parser.parse_args()
     settings = dict(each.split("=", 1) for each in arguments.set)
-    sys.exit(0 if bench(arguments.rows, arguments.shippers, settings) else 1)
+    sys.exit(0 if bench(arguments.rows, arguments.shippers, arguments.keys, settings) else 1)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Final
 from tests.prove import (
     allowances,
     alone,
+    books,
     budgets,
     conservation,
     hangups,
@@ -41,6 +42,11 @@ PROOFS: Final = (
     Proof(
         name="replay", claim="shipping a journal again inserts nothing",
         prove=replay.prove, unit="settlements", small=600, usual=30_000, full=300_000, ticks=replay.ROUNDS,
+        needs_gateway=False,
+    ),
+    Proof(
+        name="books", claim="every report in every form is the sum of the ledger, and a closed month stays as it is",
+        prove=books.prove, unit="attempts", small=200, usual=10_000, full=200_000,
         needs_gateway=False,
     ),
     Proof(
