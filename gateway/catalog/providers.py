@@ -9,6 +9,7 @@ from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
 from gateway.catalog.findings import did_you_mean, quoted
+from gateway.catalog.statements import read_statement
 from gateway.catalog.tables import NAME, Table
 from gateway.core.catalogue import (
     CAPABILITIES,
@@ -92,6 +93,7 @@ def _provider(name: str, table: Table, found: Providers) -> ProviderCard:
         ),
         accounts=_accounts(name, table, found, needs_key=dialect != "openai" and not _is_loopback(base_url)),
         deployments=_deployments(name, table, found),
+        statement=read_statement(table),
     )
     table.close()
     return card

@@ -153,14 +153,23 @@ class Table:
                 self.error(key, f"{key} holds {_kind(item)}.", f"Write it like {key} = {like}.", index=index)
         return good
 
-    def flag(self, key: str) -> bool:
-        return bool(self._take(key, bool, "true or false", like="true"))
+    def flag(self, key: str, *, default: bool = False) -> bool:
+        value = self._take(key, bool, "true or false", like="true")
+        return default if value is None else value
 
     def count(self, key: str, *, like: str, required: bool = False) -> int | None:
         """A whole number of at least 1."""
         value = self._take(key, int, "a whole number", like=like, required=required)
         if value is not None and value < 1:
             self.error(key, f"{key} is {value}; it must be at least 1.", f"Write it like {key} = {like}.")
+            return None
+        return value
+
+    def whole(self, key: str, *, like: str, most: int) -> int | None:
+        """A whole number from 0 to ``most``."""
+        value = self._take(key, int, "a whole number", like=like)
+        if value is not None and not 0 <= value <= most:
+            self.error(key, f"{key} is {value}; it is from 0 to {most}.", f"Write it like {key} = {like}.")
             return None
         return value
 
@@ -209,6 +218,14 @@ class Table:
         """USD that only weigh a decision; a text all the same, as every amount of these files is."""
         value = self._decimal(key, "dollars", like=like, required=False)
         return default if value is None else float(value)
+
+    def rate(self, key: str, *, like: str) -> Decimal | None:
+        """What one of something is worth; above nothing, and a text, as every amount is."""
+        value = self._decimal(key, "dollars", like=like, required=False)
+        if value is not None and not Decimal(value):
+            self.error(key, f"{key} is nothing.", f"Write it like {key} = {quoted(like)}.")
+            return None
+        return None if value is None else Decimal(value)
 
     def share(self, key: str, *, default: float, like: str) -> float:
         """A part of one: from 0 on and below 1."""

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from gateway.catalog import CatalogError, Finding, Loaded, load
 from gateway.catalog.review import Change, State, changes, compare_with_maker, stale_prices, state, unpriced
+from gateway.cli.repricing import reprice
 from gateway.core.pricing import Price
 from gateway.settings import environment
 
@@ -38,6 +39,9 @@ _RIGHT = frozenset({"input", "cached_input", "output", "reference_usd", "usd", "
 @click.group()
 def prices() -> None:
     """Price tables: what is charged for what, and since when. USD per 1,000,000 tokens."""
+
+
+prices.add_command(reprice)
 
 
 @prices.command("list")

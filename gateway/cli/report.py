@@ -10,13 +10,17 @@ import click
 
 from gateway.adapters.postgres.reports import Reports
 from gateway.catalog import load
-from gateway.cli.asking import ask_ledger, asked_period
+from gateway.cli.administering import usage
+from gateway.cli.asking import WHERE, ask_ledger, asked_period, asked_selection
+from gateway.cli.chart import show_chart
 from gateway.cli.common import CONFIG, JSON, expected_errors, fail, print_json, settings_with
 from gateway.cli.explaining import print_explained
 from gateway.cli.focus import FOCUS_VERSION_OPTION, focus, print_focus
 from gateway.cli.savings import print_savings, progress
-from gateway.cli.spend import print_spend
-from gateway.http.books import render_report
+from gateway.cli.spend import show_spend
+from gateway.cli.writing import write
+from gateway.core.spend import COLUMNS, SpendQuery, parse_groups
+from gateway.http.books import report_pieces
 from gateway.http.explained import with_prices
 from gateway.http.savings import counted, rendered
 
@@ -32,38 +36,41 @@ def report() -> None:
 @report.command("spend")
 @click.option("--from", "start", help="First moment; the start of this month without it.")
 @click.option("--to", "end", help="End, itself not included; now without it.")
-@click.option(
-    "--group-by", default="key", show_default=True, help="key,team,model,provider,account,month,day,hour,tag:NAME"
-)
+@click.option("--group-by", default="key", show_default=True, help=f"Any of {', '.join(COLUMNS)}, tag:NAME.")
+@WHERE
 @click.option("--tz", default="UTC", show_default=True, help="Time zone of dates and of day, hour and month.")
+@click.option("--detail", is_flag=True, help="Also failures, costs by class, shares and USD per 1,000,000 tokens.")
+@click.option("--chart", is_flag=True, help="Bars instead of the table.")
 @click.option("--format", "form", type=click.Choice(["table", "json", "jsonl", "csv", "focus"]), default="table")
 @FOCUS_VERSION_OPTION
 @JSON
 @expected_errors
 def spend(
-    start: str | None, end: str | None, group_by: str, tz: str, form: str, version: str, *, as_json: bool
+    start: str | None,
+    end: str | None,
+    group_by: str,
+    where: tuple[str, ...],
+    tz: str,
+    form: str,
+    version: str,
+    **flags: bool,
 ) -> None:
     """Spend of a period, by any mix of groups; FOCUS has a grouping of its own."""
-    begins, ends = asked_period(start, end, tz)
-    if form == "focus" and not as_json:
-        ask_ledger(lambda reports: print_focus(reports, begins, ends, version))
+    selected = asked_selection(start, end, tz, where)
+    query = SpendQuery(selection=selected, groups=usage(lambda: parse_groups(group_by)), detail=flags["detail"])
+    form = "json" if flags["as_json"] else form
+    if flags["chart"] and form != "table":
+        raise click.UsageError("--chart draws for eyes; leave out --json and --format.")
+    if form == "focus":
+        if where:
+            raise click.UsageError("FOCUS files are of everything in a period; leave out --where.")
+        ask_ledger(lambda reports: print_focus(reports, selected.start, selected.end, version))
         return
-    groups = [group.strip() for group in group_by.split(",") if group.strip()]
-
-    async def ask(reports: Reports) -> tuple[list[str], dict[str, Any]]:
-        return reports.columns(groups), await reports.spend(begins, ends, group_by=groups, timezone=tz)
-
-    try:
-        columns, found = ask_ledger(ask)
-    except ValueError as error:
-        raise click.BadParameter(f"{error}.", param_hint="--group-by") from None
-    form = "json" if as_json else form
     if form == "table":
-        print_spend(found)
-    elif form == "json":
-        print_json(found)
+        show = show_chart if flags["chart"] else show_spend
+        ask_ledger(lambda reports: show(query, reports.spend(query)))
     else:
-        click.echo(render_report(found, columns, form).decode(), nl=False)  # type: ignore[arg-type]
+        ask_ledger(lambda reports: write(report_pieces(query, reports.spend(query), form)))  # type: ignore[arg-type]
 
 
 report.add_command(focus)

@@ -10,9 +10,11 @@ from gateway.cli.budgets import budgets
 from gateway.cli.demo import demo
 from gateway.cli.doctor import doctor
 from gateway.cli.keys import keys
+from gateway.cli.ledger import ledger
 from gateway.cli.migrate import migrate
 from gateway.cli.organisation import organisation
 from gateway.cli.prices import prices
+from gateway.cli.reconcile import reconcile
 from gateway.cli.replay import replay
 from gateway.cli.report import report
 from gateway.cli.serve import serve
@@ -29,6 +31,6 @@ def cli() -> None:
 for command in (
     *(serve, demo, simulator, migrate),
     *(keys, teams, budgets, organisation, audit),
-    *(report, replay, prices, doctor),
+    *(report, ledger, replay, reconcile, prices, doctor),
 ):
     cli.add_command(command)

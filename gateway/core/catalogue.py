@@ -156,7 +156,10 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderCard:
-    """A provider as data: its dialect, address, deadlines, policies, accounts and deployments."""
+    """A provider as data: its dialect, address, deadlines, policies, accounts and deployments.
+
+    ``statement`` are the fields of its StatementMapping that differ from the dialect's.
+    """
 
     name: str
     dialect: str
@@ -167,6 +170,7 @@ class ProviderCard:
     on_model_mismatch: OnModelMismatch = OnModelMismatch.FLAG
     accounts: tuple[Account, ...] = ()
     deployments: Mapping[str, Deployment] = field(default_factory=dict)
+    statement: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,18 +5,21 @@ Amounts are exact decimal strings; a period is from inclusive to exclusive.
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
 from gateway.core.fields import FieldError, parse_moment
+from gateway.core.spend import SpendQuery, SpendRow, Total, moment_in
 
+T = TypeVar("T")
 Form = Literal["json", "jsonl", "csv"]
 Row = dict[str, Any]
 
@@ -28,6 +31,8 @@ LEDGER_FIELDS: Final = (
     *("output_tokens", "reasoning_tokens", "reasoning_source", "price_id", "input_cost", "cached_cost"),
     *("cache_write_cost", "output_cost", "fee_cost", "cost", "list_cost", "corrects"),
 )
+ROWS_AT_ONCE: Final = 200
+"""Few enough that nobody whose answer is being streamed has to wait for them."""
 _FORMULA: Final = re.compile(r"[=+\-@\t\r]")
 _NUMBER: Final = re.compile(r"[+-]?\d+(\.\d+)?")
 
@@ -63,40 +68,76 @@ def _moment(field: str, text: str, zone: ZoneInfo) -> datetime:
         raise FieldError(field, f"{error}.") from None
 
 
-def render_report(report: Mapping[str, Any], columns: Sequence[str], form: Form) -> bytes:
-    """A spend report; ``columns`` are of its groups, so that a report about nothing has a header, too."""
-    rows = report["rows"]
-    match form:
-        case "json":
-            return msgspec.json.encode(report)
-        case "jsonl":
-            return b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
-        case "csv":
-            header = [*columns, *report["total"]]
-            return b"".join([csv_line(header), *(csv_line([row[name] for name in header]) for row in rows)])
+async def report_pieces(query: SpendQuery, rows: AsyncIterator[SpendRow], form: Form) -> AsyncIterator[bytes]:
+    """A spend report piece by piece, as its rows come; a report about nothing has a header, too. In JSON every row has
+    a line of its own, and the total, which is known last, is last."""
+    total = Total(query)
+    selected = query.selection
 
-
-async def render_ledger(first: Row | None, rows: AsyncIterator[Row], form: Form) -> AsyncIterator[bytes]:
-    """The ledger piece by piece: its first row, which was waited for, and the others as they come."""
-    opening, closing = {"json": (b'{"data":[', b"]}"), "jsonl": (b"", b""), "csv": (csv_line(LEDGER_FIELDS), b"")}[form]
-    if opening:
-        yield opening
-    if first is not None:
-        yield _ledger_row(first, form, is_first=True)
+    async def shown() -> AsyncIterator[Row]:
         async for row in rows:
-            yield _ledger_row(row, form, is_first=False)
-    if closing:
-        yield closing
+            total.add(row)
+            yield query.shown(row)
+
+    period_ = {name: moment_in(selected.timezone, at) for name, at in (("from", selected.start), ("to", selected.end))}
+    opening = msgspec.json.encode(period_)[:-1] + b',"rows":['
+    columns = (*query.columns, *total.shown())
+    async for piece in _pieces(
+        opening, shown(), columns, form, lambda: b'],"total":' + msgspec.json.encode(total.shown()) + b"}\n"
+    ):
+        yield piece
 
 
-def _ledger_row(row: Row, form: Form, *, is_first: bool) -> bytes:
-    match form:
-        case "json":
-            return msgspec.json.encode(row) if is_first else b"," + msgspec.json.encode(row)
-        case "jsonl":
-            return msgspec.json.encode(row) + b"\n"
-        case "csv":
-            return csv_line([row[name] for name in LEDGER_FIELDS])
+async def ledger_pieces(rows: AsyncIterator[Row], form: Form) -> AsyncIterator[bytes]:
+    """The ledger piece by piece, as its rows come. In JSON every row has a line of its own."""
+    async for piece in _pieces(b'{"data":[', rows, LEDGER_FIELDS, form, lambda: b"]}\n"):
+        yield piece
+
+
+async def _pieces(
+    opening: bytes, rows: AsyncIterator[Row], columns: Sequence[str], form: Form, closing: Callable[[], bytes]
+) -> AsyncIterator[bytes]:
+    """``opening`` and ``closing`` are around the rows of JSON; ``columns`` are those of CSV."""
+    batch = [{"json": opening, "jsonl": b"", "csv": csv_line(columns)}[form]]
+    is_first = True
+    async for row in rows:
+        match form:
+            case "json":
+                batch.append((b"\n" if is_first else b",\n") + msgspec.json.encode(row))
+            case "jsonl":
+                batch.append(json_line(row))
+            case "csv":
+                batch.append(csv_line([row[name] for name in columns]))
+        is_first = False
+        if len(batch) >= ROWS_AT_ONCE:
+            yield b"".join(batch)
+            batch.clear()
+            await asyncio.sleep(0)
+    if form == "json":
+        batch.append((b"" if is_first else b"\n") + closing())
+    yield b"".join(batch)
+
+
+def json_line(row: Row) -> bytes:
+    """A row as JSON Lines have it."""
+    return msgspec.json.encode(row) + b"\n"
+
+
+async def begun(rows: AsyncIterator[T]) -> AsyncIterator[T]:
+    """The same rows once the first of them is there, so that what goes wrong until then is told before anything is
+    sent."""
+    try:
+        first = [await anext(rows)]
+    except StopAsyncIteration:
+        first = []
+
+    async def all_of_them() -> AsyncIterator[T]:
+        for row in first:
+            yield row
+        async for row in rows:
+            yield row
+
+    return all_of_them()
 
 
 def csv_line(values: Sequence[Any]) -> bytes:

@@ -28,6 +28,7 @@ from gateway.core.ledger import LedgerEntry, Record
 from gateway.core.organisation import Organisation
 from gateway.core.shadow import PastRequest
 from gateway.core.shedding import Shed
+from gateway.core.spend import Selection, SpendQuery, SpendRow
 from gateway.core.teams import TeamChange, TeamRecord, TeamTerms
 
 
@@ -461,20 +462,14 @@ class Administration(Protocol):
 
 class MoneyReports(Protocol):
     """The ledger and its sums, as finance sees them; of one team where it is named. What has to be waited for raises
-    StoreUnavailableError."""
+    StoreUnavailableError. Whoever stops reading before the end closes what is being read."""
 
-    def columns(self, group_by: Sequence[str]) -> list[str]:
-        """The columns of a report by these groups, left of its figures; raises ValueError for an unknown group."""
+    def spend(self, query: SpendQuery) -> AsyncIterator[SpendRow]:
+        """The cells of a report, in the order of its groups; none where there is nothing."""
         ...
 
-    async def spend(
-        self, start: datetime, end: datetime, *, group_by: Sequence[str], timezone: str, team: str | None = None
-    ) -> dict[str, object]:
-        """INTERFACE §1: ``{"from", "to", "rows", "total"}``; raises ValueError for an unknown group."""
-        ...
-
-    def ledger(self, start: datetime, end: datetime, *, team: str | None = None) -> AsyncIterator[dict[str, object]]:
-        """One attempt at a time, in order of start, as INTERFACE §4 names its fields."""
+    def ledger(self, selection: Selection) -> AsyncIterator[dict[str, object]]:
+        """One attempt or correction at a time, in order of start, as INTERFACE §4 names its fields."""
         ...
 
     def charges(self, start: datetime, end: datetime, *, team: str | None = None) -> AsyncIterator[ChargeFact]:

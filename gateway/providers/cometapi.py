@@ -6,11 +6,13 @@ Source: providers §2 and §4, checked 2026-11-22.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Final
 
 from gateway.core.catalogue import Deployment
 from gateway.core.exchange import InferenceRequest
 from gateway.core.failure import Failure, FailureClass
+from gateway.core.statement import StatementMapping
 from gateway.core.usage import Usage
 from gateway.providers import balances, counting, failing, rendering
 from gateway.providers.dialect import Balance, Dialect, RenderedCall, UsageReports
@@ -20,6 +22,19 @@ RULES: Final = rendering.RequestRules(
     by_capability=rendering.BY_CAPABILITY,
     unknown=rendering.OPENAI_ONLY | {"prompt_cache_key", "prompt_cache_options", "safety_identifier"},
 )
+STATEMENT: Final = StatementMapping(
+    lines="data",
+    request_id="request_id",
+    time="created_at",
+    time_format="unix",
+    model="model_name",
+    input_tokens="prompt_tokens",
+    output_tokens="completion_tokens",
+    amount="quota",
+    usd_per_unit=Decimal("0.000002"),
+    decimals=0,
+)
+"""As new-api's logs have it, whose quota is 1/500,000 USD: an assumption (README.md, Statements)."""
 WORDS: Final = failing.Vocabulary(
     types={**failing.OPENAI_TYPES, **failing.MOONSHOT_TYPES},
     codes={**failing.OPENAI_CODES, **failing.NEW_API_CODES},
@@ -65,4 +80,5 @@ DIALECT: Final = Dialect(
     read_balance=read_balance,
     request_id_headers=("x-oneapi-request-id", "x-request-id"),
     balance_key_member="key",
+    statement=STATEMENT,
 )

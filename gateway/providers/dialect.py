@@ -13,6 +13,7 @@ from decimal import Decimal
 from gateway.core.catalogue import Deployment
 from gateway.core.exchange import InferenceRequest
 from gateway.core.failure import Failure
+from gateway.core.statement import StatementMapping
 from gateway.core.usage import Usage
 
 
@@ -56,6 +57,7 @@ class Dialect:
     classify_failure(status, headers, body): what a refusal says; header names are lower case.
     balance_url(base_url): where the balance is read, None if the provider has none.
     read_balance(body): the balance; raises ValueError for another shape.
+    statement: the columns of its statements, where nothing else is configured; None: they have to be.
     balance_key_member: the member of the query that carries the key to a balance, None where a header does.
     """
 
@@ -67,3 +69,4 @@ class Dialect:
     read_balance: Callable[[bytes], Balance]
     request_id_headers: tuple[str, ...] = ("x-request-id",)
     balance_key_member: str | None = None
+    statement: StatementMapping | None = None

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 from gateway.core.catalogue import Deployment
 from gateway.core.exchange import InferenceRequest
 from gateway.core.failure import Failure
+from gateway.core.statement import StatementMapping
 from gateway.core.usage import Usage
 from gateway.providers import balances, counting, failing, rendering
 from gateway.providers.dialect import Balance, Dialect, RenderedCall, UsageReports
@@ -21,6 +22,19 @@ RULES: Final = rendering.RequestRules(
     by_capability=rendering.BY_CAPABILITY,
     unknown=rendering.OPENAI_ONLY | {"prompt_cache_key", "prompt_cache_options", "safety_identifier"},
 )
+STATEMENT: Final = StatementMapping(
+    lines="data",
+    request_id="request_id",
+    time="created_at",
+    model="model",
+    input_tokens="usage.prompt_tokens",
+    cached_tokens="usage.prompt_tokens_details.cached_tokens",
+    output_tokens="usage.completion_tokens",
+    amount="credits",
+    usd_per_unit=None,
+    decimals=6,
+)
+"""Not documented: an assumption (README.md, Statements). What a credit costs, only the operator's invoice says."""
 WORDS: Final = failing.Vocabulary(
     types={**failing.OPENAI_TYPES, **failing.MOONSHOT_TYPES, **failing.EVOLINK_TYPES},
     codes={**failing.OPENAI_CODES, **failing.NEW_API_CODES},
@@ -70,4 +84,5 @@ DIALECT: Final = Dialect(
     balance_url=balance_url,
     read_balance=read_balance,
     request_id_headers=("x-request-id", "x-oneapi-request-id"),
+    statement=STATEMENT,
 )

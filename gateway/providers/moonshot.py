@@ -11,6 +11,7 @@ from typing import Final
 from gateway.core.catalogue import Deployment
 from gateway.core.exchange import InferenceRequest
 from gateway.core.failure import Failure
+from gateway.core.statement import StatementMapping
 from gateway.core.usage import Usage
 from gateway.providers import balances, counting, failing, rendering
 from gateway.providers.dialect import Balance, Dialect, RenderedCall, UsageReports
@@ -21,6 +22,18 @@ RULES: Final = rendering.RequestRules(
     unknown=rendering.OPENAI_ONLY | {"top_k", "min_p", "repetition_penalty"},
     names_conversation=True,
 )
+STATEMENT: Final = StatementMapping(
+    lines="data",
+    request_id="Request ID",
+    time="Time",
+    model="Model",
+    input_tokens="Prompt Tokens",
+    cached_tokens="Cached Tokens",
+    output_tokens="Completion Tokens",
+    amount="Amount (USD)",
+    decimals=8,
+)
+"""Not documented: an assumption (README.md, Statements)."""
 WORDS: Final = failing.Vocabulary(types=failing.MOONSHOT_TYPES, codes=failing.OPENAI_CODES)
 
 
@@ -61,4 +74,5 @@ DIALECT: Final = Dialect(
     balance_url=balance_url,
     read_balance=read_balance,
     request_id_headers=("msh-request-id", "x-request-id", "x-trace-id"),
+    statement=STATEMENT,
 )

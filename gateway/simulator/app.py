@@ -22,11 +22,13 @@ from gateway.simulator.cache import BLOCK_TOKENS, Prompt
 from gateway.simulator.call import Account, Call, Owed, RequestLine, charged_output, line_of, record_of
 from gateway.simulator.connection import Hangup, Receive, Scope, Send, Sleep, read_body, respond
 from gateway.simulator.control import control
+from gateway.simulator.drift import Drifts
 from gateway.simulator.faults import Fault, Faults, refusal_of
 from gateway.simulator.model import answer
 from gateway.simulator.reply import HTML, JSON, Reply, rendered, serve
 from gateway.simulator.rules import ModelCard, Refusal, card_of
 from gateway.simulator.settings import Settings
+from gateway.simulator.statement import Statements
 from gateway.simulator.tokens import BYTES_PER_TOKEN, count_tokens, serialize
 
 REQUESTS_MAX: Final = 500_000
@@ -64,8 +66,10 @@ class Simulator:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets bill, records, caches, limits and faults; request ids go on, so that none comes twice."""
+        """Forgets bill, drifts, top-ups, records, caches, limits and faults; request ids go on, so none comes twice."""
         self.bill = Bill(self.provider)
+        self.drifts = Drifts(self.prices)
+        self.topped_up_pico: dict[str, int] = {}
         self.faults = Faults(f"{self._seed}/faults")
         self.requests: deque[RequestLine] = deque(maxlen=REQUESTS_MAX)
         self.accounts: dict[str, Account] = {}
@@ -134,10 +138,26 @@ class Simulator:
         return 200, {"data": {"total_tokens": count_tokens({"messages": call.request.get("messages")})}}
 
     def _balance(self, account: Account) -> dict[str, Any]:
-        spent = self.bill.spent_pico.get(account.name, 0)
-        left = self.settings.balance_pico - spent
-        requests = self.bill.requests_of(account.name)
-        return wire.balance(self.provider, account=account.name, left_pico=left, spent_pico=spent, requests=requests)
+        name = account.name
+        left, spent, requests = self.left_pico(name), self.spent_pico(name), self.bill.requests_of(name)
+        return wire.balance(self.provider, account=name, left_pico=left, spent_pico=spent, requests=requests)
+
+    def spent_pico(self, credential: str) -> int:
+        """What was taken from the balance: the bill, and what drifts that are really charged make of it."""
+        return self.bill.spent_pico.get(credential, 0) + self.drifts.difference_pico.get(credential, 0)
+
+    def left_pico(self, credential: str) -> int:
+        return self.settings.balance_pico + self.topped_up_pico.get(credential, 0) - self.spent_pico(credential)
+
+    def top_up(self, credential: str, pico: int) -> None:
+        """Money arrives on an account, by its name on the bill."""
+        self.topped_up_pico[credential] = self.topped_up_pico.get(credential, 0) + pico
+
+    def statements(self) -> Statements:
+        """The statements of this moment."""
+        restated = self.settings.restate_after_seconds
+        early_since = None if restated is None else self._wall() - restated
+        return Statements(self.provider, self.bill, self.drifts, early_since=early_since)
 
     # -- one chat completion -----------------------------------------------------------------------------------------
 
@@ -223,7 +243,7 @@ class Simulator:
         refused = rules.check(self.provider, request, card, prompt_tokens=prompt_tokens)
         if refused is not None:
             return refused
-        if self.bill.spent_pico.get(account.name, 0) >= self.settings.balance_pico:
+        if self.left_pico(account.name) <= 0:
             return Refusal(kind="balance_exhausted")
         hit = account.limiter.admit(tokens=prompt_tokens + rules.output_limit(request, card), now=self.clock())
         if hit is not None:
@@ -280,13 +300,10 @@ class Simulator:
         if (owed := call.owed) is not None:
             charged = charged_output(call, owed, self.settings, self.provider)
             if charged is not None:
-                output, reasoning = charged
-                line, price = self.bill.next_line(), self.prices[owed.model]
-                self.bill.add(
-                    line_of(
-                        call, owed, price, line=line, provider=self.provider, output=output, reasoning=reasoning
-                    )
-                )  # fmt: skip
+                number, price = self.bill.next_line(), self.prices[owed.model]
+                line = line_of(call, owed, price, line=number, provider=self.provider, charged=charged)
+                self.bill.add(line)
+                self.drifts.charge(line)
         if call.admitted and call.account is not None:
             call.account.limiter.release()
         self.requests.append(record_of(call))

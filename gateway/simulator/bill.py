@@ -6,10 +6,9 @@ It is evidence against the gateway's ledger, so nothing here is shared with the 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from hashlib import blake2b
-from itertools import islice
+from math import inf
 from typing import Any, Final, Literal
 
 import msgspec
@@ -61,6 +60,7 @@ class BillLine(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What one request cost. ``input_tokens`` are neither cached nor written; the four classes sum to the charge.
 
     ``told`` is what the client could read: true usage, none, or a distorted one. ``arrived_at`` is in Unix seconds.
+    ``early_output_tokens`` is the output that a statement has before it is restated; the same, if it never is.
     """
 
     line: int
@@ -81,6 +81,7 @@ class BillLine(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     cached_tokens: int
     cache_write_tokens: int
     output_tokens: int
+    early_output_tokens: int
     reasoning_tokens: int
     input_pico: int
     cached_pico: int
@@ -134,24 +135,31 @@ class _Total:
 
 
 class Bill:
-    """All that was charged. Totals are kept for ever; lines up to ``LINES_MAX``, the oldest dropped and counted."""
+    """All that was charged. Totals are kept for ever; lines up to ``LINES_MAX``, the oldest dropped and counted.
 
-    __slots__ = ("_numbered", "_totals", "lines", "provider", "spent_pico")
+    Lines have the numbers ``dropped`` + 1 to ``numbered``; the last of the dropped arrived at ``dropped_until``.
+    """
+
+    __slots__ = ("_lines_max", "_totals", "dropped", "dropped_until", "lines", "numbered", "provider", "spent_pico")
 
     def __init__(self, provider: str, *, lines_max: int = LINES_MAX) -> None:
         self.provider = provider
-        self.lines: deque[BillLine] = deque(maxlen=lines_max)
+        self.lines: list[BillLine] = []
+        self.dropped = self.numbered = 0
+        self.dropped_until = -inf
+        self._lines_max = lines_max
         self.spent_pico: dict[str, int] = {}
         self._totals: dict[tuple[str, str], _Total] = {}
-        self._numbered = 0
 
     def next_line(self) -> int:
-        self._numbered += 1
-        return self._numbered
+        self.numbered += 1
+        return self.numbered
 
     def add(self, line: BillLine) -> None:
         assert line.cost_pico == line.input_pico + line.cached_pico + line.cache_write_pico + line.output_pico
         assert line.prompt_tokens == line.input_tokens + line.cached_tokens + line.cache_write_tokens
+        if len(self.lines) >= self._lines_max:
+            self._drop_oldest()
         self.lines.append(line)
         total = self._totals.get((line.credential, line.model))
         if total is None:
@@ -159,14 +167,19 @@ class Bill:
         total.add(line)
         self.spent_pico[line.credential] = self.spent_pico.get(line.credential, 0) + line.cost_pico
 
+    def _drop_oldest(self) -> None:
+        """An eighth at once: to drop the first of a list moves all others."""
+        gone = self.lines[: max(1, self._lines_max // 8)]
+        self.dropped_until = max(self.dropped_until, *(line.arrived_at for line in gone))
+        self.dropped += len(gone)
+        del self.lines[: len(gone)]
+
     def requests_of(self, credential: str) -> int:
         return sum(total.requests for (of, _), total in self._totals.items() if of == credential)
 
-    def since(self, line: int) -> Iterator[BillLine]:
-        """The kept lines numbered after ``line``, in order."""
-        if not self.lines:
-            return iter(())
-        return islice(self.lines, max(0, line + 1 - self.lines[0].line), None)
+    def between(self, after: int, last: int) -> list[BillLine]:
+        """The kept lines numbered from ``after`` + 1 to ``last``, in order."""
+        return self.lines[max(0, after - self.dropped) : max(0, last - self.dropped)]
 
     def as_json(self, *, lines_since: int | None) -> dict[str, Any]:
         """The whole bill; with ``lines_since`` None, the totals alone."""
@@ -178,11 +191,17 @@ class Bill:
                 {"credential": credential, "model": model, **total.as_json()}
                 for (credential, model), total in sorted(self._totals.items())
             ],
-            "lines_dropped": self.lines[0].line - 1 if self.lines else 0,
+            "lines_dropped": self.dropped,
         }
         if lines_since is not None:
-            document["lines"] = list(self.since(lines_since))
+            document["lines"] = self.between(lines_since, self.numbered)
         return document
+
+
+def rounded(numerator: int, denominator: int) -> int:
+    """The nearest whole number, of two the even one."""
+    whole, rest = divmod(numerator, denominator)
+    return whole + (2 * rest > denominator or (2 * rest == denominator and whole % 2 == 1))
 
 
 def credential_label(api_key: str) -> str:

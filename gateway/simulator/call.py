@@ -130,8 +130,21 @@ def record_of(call: Call) -> RequestLine:
     )
 
 
-def charged_output(call: Call, owed: Owed, settings: Settings, provider: str) -> tuple[int, int] | None:
-    """Output and reasoning tokens to charge, by how the answer ended; None charges nothing at all."""
+class Charged(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What of the output is charged; ``early_output_tokens`` is what a statement has before it is restated."""
+
+    output_tokens: int
+    reasoning_tokens: int
+    early_output_tokens: int
+
+
+def charged_output(call: Call, owed: Owed, settings: Settings, provider: str) -> Charged | None:
+    """Output and reasoning tokens to charge, by how the answer ended; None charges nothing at all.
+
+    The first guess at an answer that did not reach its end is the other one: planned for sent, sent for planned.
+    """
+    planned = owed.usage.completion_tokens
+    is_cut = not call.billed and call.ended in ("aborted", "broken")
     policy: str = "full"
     if not call.billed and call.ended == "aborted":
         policy = settings.abort_billing_of(provider)
@@ -141,14 +154,21 @@ def charged_output(call: Call, owed: Owed, settings: Settings, provider: str) ->
         case "none":
             return None
         case "stop":
-            return call.tokens_sent, call.reasoning_sent
+            return Charged(
+                output_tokens=call.tokens_sent, reasoning_tokens=call.reasoning_sent, early_output_tokens=planned
+            )
         case _:
-            return owed.usage.completion_tokens, owed.reasoning_tokens
+            return Charged(
+                output_tokens=planned,
+                reasoning_tokens=owed.reasoning_tokens,
+                early_output_tokens=call.tokens_sent if is_cut else planned,
+            )
 
 
-def line_of(call: Call, owed: Owed, price: Price, *, line: int, provider: str, output: int, reasoning: int) -> BillLine:
-    """The bill line of an owed answer with that many tokens of output."""
+def line_of(call: Call, owed: Owed, price: Price, *, line: int, provider: str, charged: Charged) -> BillLine:
+    """The bill line of an owed answer of which that much is charged."""
     assert call.ended is not None
+    output = charged.output_tokens
     usage = owed.usage
     fresh = usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens
     write_price = (price.write_1h if owed.ttl == "1h" else None) or price.write_5m or 0
@@ -175,7 +195,8 @@ def line_of(call: Call, owed: Owed, price: Price, *, line: int, provider: str, o
         cached_tokens=usage.cached_tokens,
         cache_write_tokens=usage.cache_write_tokens,
         output_tokens=output,
-        reasoning_tokens=reasoning,
+        early_output_tokens=charged.early_output_tokens,
+        reasoning_tokens=charged.reasoning_tokens,
         input_pico=input_pico,
         cached_pico=cached_pico,
         cache_write_pico=write_pico,

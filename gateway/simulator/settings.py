@@ -26,6 +26,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     * ``accounts`` maps API keys to account names, which share limits, cache and balance; None accepts every key that
       starts with ``sk-``, each its own account;
     * ``retired`` models that are answered as gone;
+    * ``restate_after_seconds`` how long a statement has the early figure of an answer that did not reach its end; None:
+      it has the final one from the start;
     * ``write_bytes_max`` how much of a burst goes out in one write.
     """
 
@@ -42,6 +44,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     accounts: dict[str, str] | None = None
     retired: frozenset[str] = frozenset()
     balance_pico: int = 10**18
+    restate_after_seconds: float | None = None
     write_bytes_max: int = 16_384
     body_bytes_max: int = 32 * 1024 * 1024
 
@@ -50,6 +53,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError("tokens_per_chunk is at least 1.")
         if not 0 <= self.cache_noise <= 1:
             raise ValueError("cache_noise is a probability from 0 to 1.")
+        if self.restate_after_seconds is not None and self.restate_after_seconds < 0:
+            raise ValueError("restate_after_seconds is not negative.")
 
     def abort_billing_of(self, provider: str) -> AbortBilling:
         return self.abort_billing or _ABORT_BILLING[provider]

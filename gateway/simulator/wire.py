@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.simulator.bill import Price
+from gateway.simulator.bill import Price, rounded
 from gateway.simulator.faults import Struck
 from gateway.simulator.model import Choice, ToolCall
 from gateway.simulator.rules import Refusal
@@ -438,23 +438,32 @@ def catalog(prices: Mapping[str, Price]) -> dict[str, Any]:
 
 
 def balance(provider: str, *, account: str, left_pico: int, spent_pico: int, requests: int) -> dict[str, Any]:
-    """The balance document. EvoLink's rate of credits to dollars is not public; here one credit is one dollar."""
-    left, spent = left_pico / 1e12, spent_pico / 1e12
+    """The balance document: what is left, at the aggregators also what was used, at CometAPI in quota of 1/500,000 USD.
+
+    EvoLink's rate of credits to dollars is not public; here one credit is one dollar.
+    """
     if provider == "moonshot":
-        data = {"available_balance": round(left, 5), "voucher_balance": 0.0, "cash_balance": round(left, 5)}
+        available = _usd(left_pico, 10**5)
+        data = {"available_balance": available, "voucher_balance": 0.0, "cash_balance": available}
         return {"code": 0, "data": data, "scode": "0x0", "status": True}
     if provider == "cometapi":
+        left, spent = _usd(left_pico, 500_000), _usd(spent_pico, 500_000)
         return {
             "username": account,
-            "total_quota": left + spent,
+            "total_quota": left,
             "total_used_quota": spent,
             "request_count": requests,
             "keys": [{"name": account, "remain_quota": left, "used_quota": spent}],
             "daily_quota": [],
         }
-    credits_left = {"remaining_credits": left, "used_credits": spent}
+    credits_left = {"remaining_credits": _usd(left_pico, 10**6), "used_credits": _usd(spent_pico, 10**6)}
     return {
         "success": True,
         "message": "",
         "data": {"token": {**credits_left, "unlimited_credits": False}, "user": credits_left},
     }
+
+
+def _usd(pico: int, parts: int) -> float:
+    """Dollars to that fraction of one; the shortest number that reads back as this float has no more decimals."""
+    return rounded(pico, 10**12 // parts) / parts

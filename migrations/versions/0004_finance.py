@@ -1,8 +1,10 @@
 """Spend is rolled up by quarter hour, day and month; months are closed, corrected and archived.
 
 Roll-ups are narrow: `spend_groups` has who and what, once; `spend_rollup` has the sums of a group in a bucket, by
-grain. A group also has price, status, source of usage, whether it restates a closed month, and what a token written to
-a cache cost, so that every class of tokens times one price is its cost, in any sum of groups.
+grain. A group of a quarter hour also has status, source of usage, whether it restates a closed month, and what a token
+written to a cache cost, so that every class of tokens times one price is its cost, in any sum of groups. Groups of days
+and months are what people look at: they are of who, what and price alone, and have what failed, what callers left, what
+is estimated and what is restated in sums of their own. That makes them a quarter as many.
 
 A database with many ledger rows takes minutes here: everything is summed again.
 """
@@ -35,7 +37,8 @@ CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON corrections
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_audit_change();
 """
 
-# A month is closed once, in order, and stays so. Checksums are of what it exports.
+# A month is closed once, in order, and stays so. Checksums are of what it exports; `days` has them day by day, so that
+# a difference is found soon.
 CLOSINGS = """
 CREATE TABLE ledger_closings (
     month             date PRIMARY KEY CHECK (month = date_trunc('month', month)),
@@ -47,6 +50,7 @@ CREATE TABLE ledger_closings (
     cost_pico         numeric NOT NULL,
     ledger_sha256     bytea NOT NULL CHECK (length(ledger_sha256) = 32),
     focus_sha256      bytea NOT NULL CHECK (length(focus_sha256) = 32),
+    days              jsonb NOT NULL DEFAULT '{}',
     archived_at       timestamptz,
     archive           jsonb,
     CHECK ((archived_at IS NULL) = (archive IS NULL))
@@ -107,17 +111,19 @@ CREATE TABLE spend_groups (
     provider         text NOT NULL,
     account          text NOT NULL,
     price_id         text NOT NULL,
-    status           text NOT NULL,
-    usage_source     text NOT NULL,
-    is_restated      boolean NOT NULL,
-    cache_write_unit bigint
+    status           text,
+    usage_source     text,
+    is_restated      boolean,
+    cache_write_unit bigint,
+    CHECK (num_nulls(status, usage_source, is_restated) IN (0, 3))
 );
 
+-- A record as text is told from any other: it quotes, and what is null is not what is empty.
 CREATE FUNCTION spend_group_id(
     key_id text, key_name text, team text, tags jsonb, model text, provider text, account text, price_id text,
     status text, usage_source text, is_restated boolean, cache_write_unit bigint
 ) RETURNS uuid LANGUAGE sql STABLE PARALLEL SAFE AS $$
-    SELECT encode(substring(sha256(convert_to(jsonb_build_array(
+    SELECT encode(substring(sha256(convert_to(ROW(
         key_id, key_name, team, tags, model, provider, account, price_id, status, usage_source, is_restated,
         cache_write_unit
     )::text, 'UTF8')) FROM 1 FOR 16), 'hex')::uuid
@@ -134,11 +140,13 @@ CREATE TABLE spend_rollup (
     group_id           uuid NOT NULL,
     requests           bigint NOT NULL,
     attempts           bigint NOT NULL,
-    input_tokens       numeric NOT NULL,
-    cached_tokens      numeric NOT NULL,
-    cache_write_tokens numeric NOT NULL,
-    output_tokens      numeric NOT NULL,
-    reasoning_tokens   numeric NOT NULL,
+    failed_attempts    bigint NOT NULL,
+    aborted_attempts   bigint NOT NULL,
+    input_tokens       bigint NOT NULL,
+    cached_tokens      bigint NOT NULL,
+    cache_write_tokens bigint NOT NULL,
+    output_tokens      bigint NOT NULL,
+    reasoning_tokens   bigint NOT NULL,
     input_pico         numeric NOT NULL,
     cached_pico        numeric NOT NULL,
     cache_write_pico   numeric NOT NULL,
@@ -146,6 +154,10 @@ CREATE TABLE spend_rollup (
     fee_pico           numeric NOT NULL,
     cost_pico          numeric NOT NULL,
     list_pico          numeric NOT NULL,
+    failed_pico        numeric NOT NULL,
+    aborted_pico       numeric NOT NULL,
+    estimated_pico     numeric NOT NULL,
+    restated_pico      numeric NOT NULL,
     PRIMARY KEY (grain, bucket, group_id)
 ) PARTITION BY LIST (grain);
 CREATE TABLE spend_rollup_quarter PARTITION OF spend_rollup FOR VALUES IN ('quarter') WITH (fillfactor = 80);
@@ -153,15 +165,18 @@ CREATE TABLE spend_rollup_day PARTITION OF spend_rollup FOR VALUES IN ('day') WI
 CREATE TABLE spend_rollup_month PARTITION OF spend_rollup FOR VALUES IN ('month') WITH (fillfactor = 50);
 """
 
-_GROUP = (
-    "key_id, key_name, team, tags, model, provider, account, price_id, status, usage_source, is_restated, "
-    "cache_write_unit"
+_WHO = "key_id, key_name, team, tags, model, provider, account, price_id"
+_GROUP = f"{_WHO}, status, usage_source, is_restated, cache_write_unit"
+_WHOLE = f"{_WHO}, NULL, NULL, NULL, NULL"
+_COUNTS = (
+    "requests, attempts, failed_attempts, aborted_attempts, input_tokens, cached_tokens, cache_write_tokens, "
+    "output_tokens, reasoning_tokens"
 )
 _MEASURES = (
-    "requests, attempts, input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens, "
-    "input_pico, cached_pico, cache_write_pico, output_pico, fee_pico, cost_pico, list_pico"
+    f"{_COUNTS}, input_pico, cached_pico, cache_write_pico, output_pico, fee_pico, cost_pico, list_pico, failed_pico, "
+    "aborted_pico, estimated_pico, restated_pico"
 )
-_SUMS = ", ".join(f"sum({name})" for name in _MEASURES.split(", "))
+_SUMS = ", ".join(f"sum({name}) AS {name}" for name in _MEASURES.split(", "))
 
 # What left the ledger before (a detached month) has its old sums only: one price that nobody knows, all of its cost in
 # the fee.
@@ -173,15 +188,21 @@ WITH facts AS (
         key_id, key_name, team, tags, model, provider, account, price_id, status, usage_source, false AS is_restated,
         cache_write_unit(cache_write_tokens, cache_write_pico) AS cache_write_unit,
         (is_final AND corrects IS NULL)::int AS requests, (corrects IS NULL)::int AS attempts,
+        (corrects IS NULL AND status IN ('failed', 'abandoned'))::int AS failed_attempts,
+        (corrects IS NULL AND status = 'aborted')::int AS aborted_attempts,
         input_tokens, coalesce(cached_tokens, 0) AS cached_tokens, cache_write_tokens, output_tokens,
         coalesce(reasoning_tokens, 0) AS reasoning_tokens,
-        input_pico, cached_pico, cache_write_pico, output_pico, fee_pico, cost_pico, list_pico
+        input_pico, cached_pico, cache_write_pico, output_pico, fee_pico, cost_pico, list_pico,
+        CASE WHEN status IN ('failed', 'abandoned') THEN cost_pico ELSE 0 END AS failed_pico,
+        CASE status WHEN 'aborted' THEN cost_pico ELSE 0 END AS aborted_pico,
+        CASE usage_source WHEN 'estimated' THEN cost_pico ELSE 0 END AS estimated_pico,
+        0 AS restated_pico
     FROM ledger
     UNION ALL
     SELECT
         bucket, key_id, key_name, team, tags, model, provider, account, '', 'succeeded', 'provider', false, NULL,
-        requests, attempts, input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens,
-        0, 0, 0, 0, cost_pico, cost_pico, cost_pico
+        requests, attempts, failed_attempts, 0, input_tokens, cached_tokens, cache_write_tokens, output_tokens,
+        reasoning_tokens, 0, 0, 0, 0, cost_pico, cost_pico, cost_pico, failed_cost_pico, 0, estimated_cost_pico, 0
     FROM old_rollup
     WHERE NOT EXISTS (
         SELECT FROM ledger
@@ -190,17 +211,20 @@ WITH facts AS (
               AT TIME ZONE 'UTC'
     )
 )
-SELECT bucket, spend_group_id({_GROUP}) AS group_id, {_GROUP}, {_MEASURES} FROM facts;
+SELECT spend_group_id({_GROUP}) AS group_id, spend_group_id({_WHOLE}) AS whole_id, *
+FROM (SELECT bucket, {_GROUP}, {_SUMS} FROM facts GROUP BY bucket, {_GROUP}) AS summed;
 
 INSERT INTO spend_groups (group_id, {_GROUP})
-    SELECT DISTINCT ON (group_id) group_id, {_GROUP} FROM refilled ORDER BY group_id;
+    SELECT DISTINCT ON (group_id) group_id, {_GROUP} FROM refilled
+    UNION ALL
+    SELECT DISTINCT ON (whole_id) whole_id, {_WHOLE} FROM refilled;
 INSERT INTO spend_rollup (grain, bucket, group_id, {_MEASURES})
-    SELECT grain, of_grain, group_id, {_SUMS}
-    FROM refilled
-    CROSS JOIN LATERAL (VALUES
-        ('quarter', bucket), ('day', date_trunc('day', bucket, 'UTC')), ('month', date_trunc('month', bucket, 'UTC'))
-    ) AS grains (grain, of_grain)
-    GROUP BY grain, of_grain, group_id;
+    SELECT 'quarter', bucket, group_id, {_MEASURES} FROM refilled
+    UNION ALL
+    SELECT 'day', date_trunc('day', bucket, 'UTC') AS day, whole_id, {_SUMS} FROM refilled GROUP BY day, whole_id
+    UNION ALL
+    SELECT 'month', date_trunc('month', bucket, 'UTC') AS month, whole_id, {_SUMS} FROM refilled
+    GROUP BY month, whole_id;
 DROP TABLE refilled;
 """
 
@@ -232,11 +256,9 @@ INSERT INTO {table}
     SELECT
         bucket,
         sha256(convert_to(jsonb_build_array(key_id, key_name, team, model, provider, account, tags)::text, 'UTF8')),
-        key_id, key_name, team, model, provider, account, tags, sum(requests), sum(attempts),
-        coalesce(sum(attempts) FILTER (WHERE status IN ('failed', 'abandoned')), 0),
+        key_id, key_name, team, model, provider, account, tags, sum(requests), sum(attempts), sum(failed_attempts),
         sum(input_tokens), sum(cached_tokens), sum(cache_write_tokens), sum(output_tokens), sum(reasoning_tokens),
-        sum(cost_pico), coalesce(sum(cost_pico) FILTER (WHERE usage_source = 'estimated'), 0),
-        coalesce(sum(cost_pico) FILTER (WHERE status IN ('failed', 'abandoned')), 0)
+        sum(cost_pico), sum(estimated_pico), sum(failed_pico)
     FROM spend_rollup JOIN spend_groups USING (group_id)
     WHERE grain = 'quarter'
     GROUP BY 1, 2, key_id, key_name, team, model, provider, account, tags;

@@ -186,9 +186,14 @@ WRONG = [
     ({"from": "0001-01-01T00:00:00+14:00"}, "from"), ({"to": "9999-12-31T23:59:59-14:00"}, "to"),
 ]  # fmt: skip
 
+WRONG_CONDITIONS = [
+    ({"where": text}, "where")
+    for text in ("key", "colour=red", "=", "tag:=x", "month=2025", "day=2025-02-30", "status=lost")
+]
+
 
 @pytest.mark.parametrize("path", ["/ledger", "/reports/spend"])
-@pytest.mark.parametrize(("query", "param"), WRONG)
+@pytest.mark.parametrize(("query", "param"), [*WRONG, *WRONG_CONDITIONS])
 async def test_wrong_periods(books: House, path: str, query: dict[str, str], param: str):
     """A period or a format that is none is 400 and names its parameter."""
     refused(await books.admin("GET", path, params=query), 400, "invalid_request_error", param)
@@ -261,6 +266,21 @@ async def test_groups(books: House, groups: list[str], tz: str):
         assert Decimal(report["total"][name]) == sum(sums[name] for sums in expected.values())
 
 
+async def test_conditions(books: House):
+    """Of one group any value, of several groups all; the report and the ledger mean the same by them."""
+    query: dict[str, Any] = {**PAST, "where": ["key=name 1", "key=name 2", "team=team 1", "month=2025-11"]}
+    lines = (await books.admin("GET", "/ledger", params=query)).text.splitlines()
+    rows = [exact(line) for line in lines]
+    expected = [
+        row["attempt_id"]
+        for row in await rows_of(books)
+        if row["key_name"] in ("name 1", "name 2") and row["team"] == "team 1" and row["started_at"] >= "2025-11"
+    ]
+    assert [row["attempt_id"] for row in rows] == expected != []
+    report = exact((await books.admin("GET", "/reports/spend", params=query)).text)
+    assert Decimal(report["total"]["cost"]) == sum(Decimal(row["cost"]) for row in rows)
+
+
 async def test_a_date_is_midnight_in_the_zone(books: House):
     """With a zone, from and to are its midnights."""
     query = {"from": "2025-11-01", "to": "2025-11-02"}
@@ -296,6 +316,7 @@ async def test_a_report_about_nothing(books: House):
 
 WRONG_GROUPS = [
     ({"group_by": "colour"}, "group_by"), ({"group_by": "key;team"}, "group_by"), ({"group_by": "tag:"}, "group_by"),
+    ({"group_by": "key,keys"}, "group_by"), ({"detail": "perhaps"}, "detail"),
     ({"tz": "Mars/Base"}, "tz"), ({"tz": "../etc/passwd"}, "tz"), ({"tz": ""}, "tz"), ({"tz": "localtime"}, "tz"),
 ]  # fmt: skip
 

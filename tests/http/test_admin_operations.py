@@ -178,7 +178,7 @@ async def test_the_api_description(house: House):
     ):  # fmt: skip
         assert path in paths, path
     query = {each["name"] for each in paths["/admin/reports/spend"]["get"]["parameters"]}
-    assert query == {"from", "to", "group_by", "tz", "format"}
+    assert query == {"from", "to", "group_by", "where", "tz", "detail", "format"}
     body = paths["/admin/keys"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     name = body["$ref"].rpartition("/")[2]
     assert {"name", "budget", "expires", "tags"} <= set(document["components"]["schemas"][name]["properties"])

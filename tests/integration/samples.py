@@ -16,10 +16,8 @@ from gateway.core.usage import Usage, UsageSource
 T0 = datetime(2025, 11, 22, 10, 0, tzinfo=UTC)
 ROLLED_UP = """(
     SELECT
-        r.*, key_id, key_name, team, status, usage_source,
-        attempts * (status IN ('failed', 'abandoned'))::int AS failed_attempts,
-        cost_pico * (usage_source = 'estimated')::int AS estimated_cost_pico,
-        cost_pico * (status IN ('failed', 'abandoned'))::int AS failed_cost_pico
+        r.*, key_id, key_name, team, status, usage_source, estimated_pico AS estimated_cost_pico,
+        failed_pico AS failed_cost_pico
     FROM spend_rollup AS r JOIN spend_groups USING (group_id)
 ) AS rolled_up"""
 """The roll-ups of every grain with who and what they are of: a FROM item."""

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gateway.cli.root import cli
+from gateway.core.spend import COSTS_BY_CLASS, DETAIL, MEASURES, ratio
 from gateway.simulator import Fault
 from tests.http.house import CONFIG, House, around_now, chat, exact, open_house
 
@@ -36,9 +37,16 @@ class Desk:
             "GATEWAY_DATA_DIR": str(self.house.settings.data_dir),
             "GATEWAY_CONFIG_DIR": str(CONFIG),
         }
-        done = await asyncio.to_thread(lambda: CliRunner().invoke(cli, ["report", *arguments], env=environment))
+        words = list(arguments if arguments[0] in cli.commands else ["report", *arguments])
+        done = await asyncio.to_thread(lambda: CliRunner().invoke(cli, words, env=environment))
         assert done.exit_code == status, done.output
         return done
+
+    async def said(self, path: str, **query: Any) -> bytes:
+        """What the administration answers."""
+        answer = await self.house.admin("GET", path, params={**PERIOD, **query})
+        assert answer.status_code == 200, answer.text
+        return answer.content
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +67,67 @@ OPTIONS = ("--from", PERIOD["from"], "--to", PERIOD["to"])
 GROUPS = ["key", "provider,model", "day,team", "tag:run,provider", ""]
 
 
+CONDITIONS = [[], ["provider=evolink", "provider=moonshot", "tag:run=1"], ["status=failed"], ["team="]]
+
+
+@pytest.mark.parametrize("where", CONDITIONS, ids=",".join)
 @pytest.mark.parametrize("groups", GROUPS)
-async def test_the_figures_of_the_administration(desk: Desk, groups: str):
+async def test_the_bytes_of_the_administration(desk: Desk, groups: str, where: list[str]):
     """JSON, JSON Lines and CSV are byte for byte what the administration says, and --json is --format json."""
-    query = {**PERIOD, "group_by": groups}
-    options = ("spend", *OPTIONS, "--group-by", groups)
-    said = exact((await desk.house.admin("GET", "/reports/spend", params=query)).text)
-    assert Decimal(said["total"]["cost"]) > 0
-    assert exact((await desk.run(*options, "--json")).stdout) == said
-    assert exact((await desk.run(*options, "--format", "json")).stdout) == said
-    for form in ("jsonl", "csv"):
-        text = (await desk.house.admin("GET", "/reports/spend", params={**query, "format": form})).text
-        assert (await desk.run(*options, "--format", form)).stdout_bytes == text.encode()
+    options = ("spend", *OPTIONS, "--group-by", groups, *(word for each in where for word in ("--where", each)))
+    for form in ("json", "jsonl", "csv"):
+        for detail in (False, True):
+            said = await desk.said("/reports/spend", group_by=groups, where=where, format=form, detail=detail)
+            more = ["--detail"] if detail else []
+            assert (await desk.run(*options, *more, "--format", form)).stdout_bytes == said
+    plain = await desk.said("/reports/spend", group_by=groups, where=where)
+    assert (await desk.run(*options, "--json")).stdout_bytes == plain
+    assert (Decimal(exact(plain.decode())["total"]["cost"]) > 0) == (where != ["status=failed"])
+
+
+@pytest.mark.parametrize("where", CONDITIONS, ids=",".join)
+async def test_the_rows_of_the_administration(desk: Desk, where: list[str]):
+    """The ledger listed is byte for byte the administration's, and costs what the report of the same says."""
+    options = ("ledger", "list", *OPTIONS, *(word for each in where for word in ("--where", each)))
+    for form in ("json", "jsonl", "csv"):
+        said = await desk.said("/ledger", where=where, format=form)
+        assert (await desk.run(*options, "--format", form)).stdout_bytes == said
+    assert (await desk.run(*options, "--json")).stdout_bytes == await desk.said("/ledger", where=where, format="json")
+    rows = [exact(line) for line in (await desk.run(*options)).stdout.splitlines()]
+    total = exact((await desk.said("/reports/spend", where=where)).decode())["total"]
+    assert (len(rows), sum(Decimal(row["cost"]) for row in rows)) == (total["attempts"], Decimal(total["cost"]))
+    table = (await desk.run(*options, "--format", "table")).stdout
+    assert f"{len(rows)} rows" in table
+    assert total["cost"] in table
+
+
+async def test_no_rows(desk: Desk):
+    """A table of nothing says so."""
+    empty = ("ledger", "list", "--from", "2020-01-01", "--to", "2020-02-01", "--format", "table")
+    assert (await desk.run(*empty)).stdout == "There are no rows.\n"
+
+
+async def test_the_detail(desk: Desk):
+    """Classes add up to the cost, and what failed is told apart from what the caller paid for."""
+    said = exact((await desk.run("spend", *OPTIONS, "--group-by", "provider", "--detail", "--json")).stdout)
+    assert list(said["total"]) == [*MEASURES, *DETAIL]
+    for row in (*said["rows"], said["total"]):
+        assert sum(Decimal(row[name]) for name in COSTS_BY_CLASS) == Decimal(row["cost"])
+    assert said["total"]["failed_attempts"] == 1
+    assert said["total"]["cache_hit_rate"] == ratio(said["total"]["cached_tokens"], said["total"]["input_tokens"])
+    table = (await desk.run("spend", *OPTIONS, "--detail")).stdout
+    assert said["total"]["usd_per_million"] in table
+
+
+async def test_the_chart(desk: Desk):
+    """Bars are plain text in a pipe: a line for each provider, and the total."""
+    said = exact((await desk.run("spend", *OPTIONS, "--group-by", "provider", "--json")).stdout)
+    lines = (await desk.run("spend", *OPTIONS, "--group-by", "provider", "--chart")).stdout.splitlines()
+    assert {line.split()[0] for line in lines[1:-1]} == {row["provider"] for row in said["rows"]}
+    assert "█" in lines[1]
+    assert "\x1b" not in "".join(lines)
+    rounded = Decimal(lines[-1].split()[1])
+    assert abs(rounded - Decimal(said["total"]["cost"])) < Decimal("0.001")
 
 
 async def test_the_table(desk: Desk):
@@ -102,7 +159,8 @@ async def test_a_month_without_traffic(desk: Desk):
 BAD = [
     (["--from", "soon"], "--from"), (["--to", "2026-13-01"], "--to"), (["--tz", "Mars/Base"], "--tz"),
     (["--from", "2026-02-01", "--to", "2026-01-01"], "--to"), (["--group-by", "colour"], "--group-by"),
-    (["--format", "xml"], "--format"), (["--colour"], "--colour"),
+    (["--format", "xml"], "--format"), (["--colour"], "--colour"), (["--where", "colour=red"], "--where"),
+    (["--where", "key"], "GROUP=VALUE"), (["--where", "month=soon"], "2026-10"), (["--chart", "--json"], "--chart"),
 ]  # fmt: skip
 
 
@@ -111,6 +169,7 @@ async def test_bad_usage(desk: Desk, options: list[str], named: str):
     """What makes no sense is bad usage and is named."""
     done = await desk.run("spend", *options, status=2)
     assert "Usage:" in done.stderr
+    assert done.stdout == ""
     assert named in done.stderr
 
 

@@ -7,42 +7,35 @@ and from the ledger itself for the ragged ends of a period that does not begin o
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from typing import Any, Final, TypeVar
 
-from psycopg import sql
-from psycopg.rows import tuple_row
+from psycopg.rows import AsyncRowFactory, dict_row, tuple_row
 
 from gateway.adapters.postgres.charges import Closing, billing_account, charges, closing_of
-from gateway.adapters.postgres.connections import Connections
-from gateway.adapters.postgres.facts import Grain, bounds, parts
+from gateway.adapters.postgres.connections import Connection, Connections
 from gateway.adapters.postgres.past import past, past_rows
+from gateway.adapters.postgres.selecting import Question, ledger_question, spend_question
 from gateway.adapters.postgres.sql import statement
 from gateway.adapters.postgres.tables import ledger_row_json, moment_text
 from gateway.core.focus import BillingAccount, ChargeFact
 from gateway.core.money import decimal_text
 from gateway.core.shadow import PastRequest
+from gateway.core.spend import Selection, SpendQuery, SpendRow
 from gateway.replay.rows import Row
 
+R = TypeVar("R")
 FETCH_ROWS: Final = 1_000
-TOKENS: Final = ("input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
-COUNTS: Final = ("requests", "attempts")
-AMOUNTS: Final = ("cost", "estimated_cost")
-MEASURES: Final = (*COUNTS, *TOKENS, *AMOUNTS)
+_SETTINGS: Final = """
+    SELECT set_config('work_mem', '64MB', true), set_config('cursor_tuple_fraction', '1', true),
+        set_config('jit', 'off', true)
+"""
+"""Sums are made in memory, for all rows and not for the first ones soonest, and not compiled first, which would take
+longer than they do."""
 
-_GROUPS: Final = {
-    "key": (("key", "key_name"), ("key_id", "key_id")),
-    "team": (("team", "team"),),
-    "model": (("model", "model"),),
-    "provider": (("provider", "provider"),),
-    "account": (("provider", "provider"), ("account", "account")),
-}
-_TIMES: Final = {"month": "YYYY-MM", "day": "YYYY-MM-DD", "hour": 'YYYY-MM-DD"T"HH24:00'}
-_TAG: Final = re.compile(r"tag:(.{1,64})", re.DOTALL)
 _LINES: Final = (
     ("input", "input_pico"),
     ("cached_input", "cached_pico"),
@@ -57,45 +50,32 @@ class Reports:
     def __init__(self, database_url: str) -> None:
         self._connections = Connections(database_url, connections_max=3)
 
-    def columns(self, group_by: Sequence[str]) -> list[str]:
-        return [name for name, _ in _columns(group_by)[0]]
+    async def spend(self, query: SpendQuery) -> AsyncIterator[SpendRow]:
+        columns = len(query.columns)
+        async with aclosing(self._answered(lambda db: spend_question(db, query), tuple_row)) as rows:
+            async for row in rows:
+                yield SpendRow(row[:columns], tuple(map(int, row[columns:])))
 
-    async def spend(
-        self, start: datetime, end: datetime, *, group_by: Sequence[str], timezone: str, team: str | None = None
-    ) -> dict[str, object]:
-        zone = _zone(timezone)
-        columns, tags = _columns(group_by)
-        coarsest: Grain = "quarter" if not {"hour", "day", "month"}.isdisjoint(group_by) else "month"
-        covered = parts(start, end, coarsest=coarsest)
-        asked = {"tz": timezone, "team": team, **bounds(covered), **tags}
-        query = sql.SQL(statement("spend").decode()).format(
-            facts=sql.SQL(statement("facts").decode()),
-            groups=sql.SQL(", ").join([*(expression for _, expression in columns), sql.SQL("true")]),
-            order=sql.SQL(", ").join(sql.SQL(str(number + 1)) for number in range(len(columns) + 1)),
-        )
-        async with self._connections.transaction() as db:
-            cursor = db.cursor(row_factory=tuple_row)
-            found = await (await cursor.execute(query, asked)).fetchall()
-        names = [name for name, _ in columns]
-        rows = [_spend_row(dict(zip(names, values, strict=False)), values[len(names) + 1 :]) for values in found]
-        sums = [values[len(names) + 1 :] for values in found]
-        return {
-            "from": _in_zone(start, zone),
-            "to": _in_zone(end, zone),
-            "rows": rows,
-            "total": _spend_row(
-                {}, [sum(map(int, column)) for column in zip(*sums, strict=True)] or [0] * len(MEASURES)
-            ),
-        }
-
-    async def ledger(
-        self, start: datetime, end: datetime, *, team: str | None = None
-    ) -> AsyncIterator[dict[str, object]]:
-        async with self._connections.transaction() as db, db.cursor(name="ledger") as cursor:
-            cursor.itersize = FETCH_ROWS
-            await cursor.execute(statement("ledger"), {"start": start, "end": end, "team": team})
-            async for row in cursor:
+    async def ledger(self, selection: Selection) -> AsyncIterator[dict[str, object]]:
+        async with aclosing(self._answered(lambda _: ledger_question(selection), dict_row)) as rows:
+            async for row in rows:
                 yield ledger_row_json(row)
+
+    async def _answered(
+        self, question: Callable[[Connection], Awaitable[Question]], form: AsyncRowFactory[R]
+    ) -> AsyncGenerator[R, None]:
+        """The rows of an answer, so many at a time out of one snapshot. The connection is given back before the last of
+        them are handed out, so that whoever reads a short answer slowly keeps nobody waiting."""
+        async with self._connections.transaction() as db:
+            await db.execute(_SETTINGS)
+            asked = await question(db)
+            async with db.cursor(name="answer", row_factory=form) as cursor:
+                await cursor.execute(asked.statement, asked.parameters)
+                while len(found := await cursor.fetchmany(FETCH_ROWS)) == FETCH_ROWS:
+                    for row in found:
+                        yield row
+        for row in found:
+            yield row
 
     async def explain(self, request_id: str, *, team: str | None = None) -> dict[str, object] | None:
         asked = {"request_id": request_id, "team": team}
@@ -155,49 +135,6 @@ class Reports:
 
     async def close(self) -> None:
         await self._connections.close()
-
-
-def _columns(group_by: Sequence[str]) -> tuple[list[tuple[str, sql.Composable]], dict[str, str]]:
-    """Name and expression of each group column, and the parameters of those. Raises ValueError for a group that does
-    not exist."""
-    columns: dict[str, sql.Composable] = {}
-    tags: dict[str, str] = {}
-    for group in group_by:
-        tag = _TAG.fullmatch(group)
-        if group in _GROUPS:
-            columns.update((name, sql.Identifier(column)) for name, column in _GROUPS[group])
-        elif group in _TIMES:
-            pattern = sql.Literal(_TIMES[group])
-            columns[group] = sql.SQL("to_char(at AT TIME ZONE %(tz)s, {})").format(pattern)
-        elif tag is not None and "\0" not in group:
-            parameter = f"tag_{len(tags)}"  # a parameter: a name may hold anything, also what psycopg would expand
-            tags[parameter] = tag[1]
-            columns[group] = sql.SQL("tags ->> {}::text").format(sql.Placeholder(parameter))
-        else:
-            known = ", ".join((*_GROUPS, *_TIMES, "tag:NAME"))
-            raise ValueError(f"{group!r} is not something to group by; choose from {known}")
-    return list(columns.items()), tags
-
-
-def _zone(name: str) -> ZoneInfo:
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError(f"{name!r} is not a time zone such as Europe/Berlin") from None
-
-
-def _in_zone(moment: datetime, zone: ZoneInfo) -> str:
-    """A moment as it is called in the zone; one at the very edge of time has no other name than that in UTC."""
-    try:
-        return moment_text(moment) if zone.key == "UTC" else moment.astimezone(zone).isoformat()
-    except OverflowError:
-        return moment_text(moment)
-
-
-def _spend_row(groups: dict[str, object], sums: Sequence[Any]) -> dict[str, object]:
-    """A row of the report: its groups, then the measures; amounts are exact decimal strings."""
-    measures = zip(MEASURES, sums, strict=True)
-    return groups | {name: decimal_text(int(value)) if name in AMOUNTS else int(value) for name, value in measures}
 
 
 def _correction(row: dict[str, Any]) -> dict[str, object] | None:

@@ -14,9 +14,10 @@ from litestar.response import Stream
 
 from gateway.core.focus import ChargeFact, FocusRows
 from gateway.core.focus_columns import FOCUS_VERSION, UnknownVersionError
+from gateway.core.spend import COLUMNS, Selection, SpendQuery, parse_conditions, parse_groups
 from gateway.http.admin.answers import FLUSH_SECONDS, checked, found, invalid, stored
 from gateway.http.admin.guards import readers, who
-from gateway.http.books import MEDIA_TYPES, Form, Row, period, render_ledger, render_report
+from gateway.http.books import MEDIA_TYPES, Form, begun, ledger_pieces, period, report_pieces
 from gateway.http.explained import with_prices
 from gateway.http.focus import focus_csv
 from gateway.http.savings import TooManyRequestsError, counted, rendered
@@ -25,6 +26,18 @@ from gateway.http.services import Services
 ESTIMATES_AS_NUMBERS: Final = msgspec.json.Encoder(decimal_format="number")
 """A plan's estimates are JSON numbers, as in ``/v1/route``; amounts of the ledger are decimal strings."""
 Asked = Request[Any, Any, Any]
+_GROUPS: Final = ", ".join((*COLUMNS, "tag:NAME"))
+GroupBy = Annotated[str, QueryParameter(description=f"Separated by commas: {_GROUPS}.")]
+Where = Annotated[
+    list[str] | None,
+    QueryParameter(
+        description=f"GROUP=VALUE, any number of times; of one group any value, of several groups all. {_GROUPS}. "
+        "team= and tag:NAME= are what has none."
+    ),
+]
+Detail = Annotated[
+    bool, QueryParameter(description="Adds failures, costs by class, shares and the price per 1,000,000 tokens.")
+]
 
 
 def money_routes(services: Services) -> list[HTTPRouteHandler]:
@@ -39,13 +52,13 @@ def _ledger(services: Services) -> HTTPRouteHandler:
         from_: Annotated[str | None, QueryParameter(name="from")] = None,
         to: FromQuery[str | None] = None,
         tz: FromQuery[str] = "UTC",
+        where: Where = None,
         format_: Annotated[Form, QueryParameter(name="format")] = "jsonl",
     ) -> Stream:
-        start, end = checked(lambda: period(from_, to, tz, now=services.conductor.clock.now()))
+        selected = _selected(services, request, from_, to, tz, where)
         await services.flush(FLUSH_SECONDS)
-        rows = services.reports.ledger(start, end, team=who(request).team)
-        first = await stored(_first(rows))
-        return Stream(render_ledger(first, rows, format_), media_type=MEDIA_TYPES[format_])
+        rows = await stored(begun(services.reports.ledger(selected)))
+        return Stream(ledger_pieces(rows, format_), media_type=MEDIA_TYPES[format_])
 
     return ledger
 
@@ -59,22 +72,24 @@ def _spend(services: Services) -> HTTPRouteHandler:
         request: Asked,
         from_: Annotated[str | None, QueryParameter(name="from")] = None,
         to: FromQuery[str | None] = None,
-        group_by: FromQuery[str] = "key",
+        group_by: GroupBy = "key",
         tz: FromQuery[str] = "UTC",
+        where: Where = None,
         format_: Annotated[SpendForm, QueryParameter(name="format")] = "json",
         focus_version: FromQuery[str] = FOCUS_VERSION,
-    ) -> Response[bytes] | Stream:
-        start, end = checked(lambda: period(from_, to, tz, now=services.conductor.clock.now()))
+        *,
+        detail: Detail = False,
+    ) -> Stream:
+        selected = _selected(services, request, from_, to, tz, where)
+        groups = checked(lambda: parse_groups(group_by))
+        query = SpendQuery(selection=selected, groups=groups, detail=detail)
         await services.flush(FLUSH_SECONDS)
         if format_ == "focus":
-            return await _focus(services, start, end, focus_version, team=who(request).team)
-        groups = [group.strip() for group in group_by.split(",") if group.strip()]
-        try:
-            columns = services.reports.columns(groups)
-        except ValueError as error:
-            raise invalid("group_by", f"{error}.") from None
-        report = await stored(services.reports.spend(start, end, group_by=groups, timezone=tz, team=who(request).team))
-        return Response(render_report(report, columns, format_), media_type=MEDIA_TYPES[format_])
+            if where:
+                raise invalid("where", "FOCUS files are of everything in a period; leave out where.")
+            return await _focus(services, selected.start, selected.end, focus_version, team=selected.team)
+        rows = await stored(begun(services.reports.spend(query)))
+        return Stream(report_pieces(query, rows, format_), media_type=MEDIA_TYPES[format_])
 
     return spend
 
@@ -144,6 +159,10 @@ def _explain(services: Services) -> HTTPRouteHandler:
     return explain
 
 
-async def _first(rows: AsyncIterator[Row]) -> Row | None:
-    """The first row, so that a store that is away is told as a status and not in the middle of a body."""
-    return await anext(rows, None)
+def _selected(
+    services: Services, request: Asked, start: str | None, end: str | None, tz: str, where: list[str] | None
+) -> Selection:
+    """What is asked for, as far as the caller may see it. Raises RefusedError naming the parameter."""
+    begins, ends = checked(lambda: period(start, end, tz, now=services.conductor.clock.now()))
+    conditions = checked(lambda: parse_conditions(where or ()))
+    return Selection(start=begins, end=ends, timezone=tz, where=conditions, team=who(request).team)

@@ -2,7 +2,7 @@
 -- are measured by (laws L4, L5, L6). Answers how many. What arrives after its month was closed counts when the first open
 -- month begins, once. Groups, roll-ups and postings are written in the order of their keys, so that two shippers wait for
 -- each other and never lock up. Whoever runs this holds the lock of closing, shared.
-WITH closed AS (
+WITH closed AS MATERIALIZED (
     SELECT closed_until() AS closed_until
 ),
 staged AS (
@@ -40,6 +40,8 @@ added AS (
     ON CONFLICT DO NOTHING
     RETURNING *
 ),
+-- A batch's sums are bigints, which are far cheaper to add up again than numerics; nine million dollars of one group in
+-- one batch are refused, and come again in smaller ones.
 summed AS (
     SELECT
         date_bin('15 minutes', started_at, 'epoch') AS bucket,
@@ -48,28 +50,37 @@ summed AS (
         cache_write_unit(cache_write_tokens, cache_write_pico) AS cache_write_unit,
         count(*) FILTER (WHERE is_final AND corrects IS NULL) AS requests,
         count(*) FILTER (WHERE corrects IS NULL) AS attempts,
-        sum(input_tokens) AS input_tokens,
-        coalesce(sum(cached_tokens), 0) AS cached_tokens,
-        sum(cache_write_tokens) AS cache_write_tokens,
-        sum(output_tokens) AS output_tokens,
-        coalesce(sum(reasoning_tokens), 0) AS reasoning_tokens,
-        sum(input_pico) AS input_pico,
-        sum(cached_pico) AS cached_pico,
-        sum(cache_write_pico) AS cache_write_pico,
-        sum(output_pico) AS output_pico,
-        sum(fee_pico) AS fee_pico,
-        sum(cost_pico) AS cost_pico,
-        sum(list_pico) AS list_pico
+        sum(input_tokens)::bigint AS input_tokens,
+        coalesce(sum(cached_tokens), 0)::bigint AS cached_tokens,
+        sum(cache_write_tokens)::bigint AS cache_write_tokens,
+        sum(output_tokens)::bigint AS output_tokens,
+        coalesce(sum(reasoning_tokens), 0)::bigint AS reasoning_tokens,
+        sum(input_pico)::bigint AS input_pico,
+        sum(cached_pico)::bigint AS cached_pico,
+        sum(cache_write_pico)::bigint AS cache_write_pico,
+        sum(output_pico)::bigint AS output_pico,
+        sum(fee_pico)::bigint AS fee_pico,
+        sum(cost_pico)::bigint AS cost_pico,
+        sum(list_pico)::bigint AS list_pico
     FROM added
     GROUP BY 1, key_id, key_name, team, tags, model, provider, account, price_id, status, usage_source, 12, 13
 ),
-grouped AS (
+counted AS MATERIALIZED (
     SELECT
+        *,
         spend_group_id(
             key_id, key_name, team, tags, model, provider, account, price_id, status, usage_source, is_restated,
             cache_write_unit
         ) AS group_id,
-        *
+        spend_group_id(
+            key_id, key_name, team, tags, model, provider, account, price_id, NULL, NULL, NULL, NULL
+        ) AS whole_id,
+        CASE WHEN status IN ('failed', 'abandoned') THEN attempts ELSE 0 END AS failed_attempts,
+        CASE WHEN status = 'aborted' THEN attempts ELSE 0 END AS aborted_attempts,
+        CASE WHEN status IN ('failed', 'abandoned') THEN cost_pico ELSE 0 END AS failed_pico,
+        CASE WHEN status = 'aborted' THEN cost_pico ELSE 0 END AS aborted_pico,
+        CASE WHEN usage_source = 'estimated' THEN cost_pico ELSE 0 END AS estimated_pico,
+        CASE WHEN is_restated THEN cost_pico ELSE 0 END AS restated_pico
     FROM summed
 ),
 named AS (
@@ -77,32 +88,45 @@ named AS (
         group_id, key_id, key_name, team, tags, model, provider, account, price_id, status, usage_source, is_restated,
         cache_write_unit
     )
-    SELECT DISTINCT ON (group_id)
-        group_id, key_id, key_name, team, tags, model, provider, account, price_id, status, usage_source, is_restated,
-        cache_write_unit
-    FROM grouped AS g
-    WHERE NOT EXISTS (SELECT FROM spend_groups AS known WHERE known.group_id = g.group_id)
-    ORDER BY group_id
+    SELECT DISTINCT ON (id)
+        id, key_id, key_name, team, tags, model, provider, account, price_id, of_status, of_source, of_restated, of_unit
+    FROM counted
+    CROSS JOIN LATERAL (VALUES
+        (group_id, status, usage_source, is_restated, cache_write_unit), (whole_id, NULL, NULL, NULL, NULL)
+    ) AS ids (id, of_status, of_source, of_restated, of_unit)
+    ORDER BY id
     ON CONFLICT DO NOTHING
 ),
 rolled_up AS (
     INSERT INTO spend_rollup AS r (
-        grain, bucket, group_id, requests, attempts, input_tokens, cached_tokens, cache_write_tokens, output_tokens,
-        reasoning_tokens, input_pico, cached_pico, cache_write_pico, output_pico, fee_pico, cost_pico, list_pico
+        grain, bucket, group_id, requests, attempts, failed_attempts, aborted_attempts, input_tokens, cached_tokens,
+        cache_write_tokens, output_tokens, reasoning_tokens, input_pico, cached_pico, cache_write_pico, output_pico,
+        fee_pico, cost_pico, list_pico, failed_pico, aborted_pico, estimated_pico, restated_pico
     )
     SELECT
-        grain, of_grain, group_id, sum(requests), sum(attempts), sum(input_tokens), sum(cached_tokens),
-        sum(cache_write_tokens), sum(output_tokens), sum(reasoning_tokens), sum(input_pico), sum(cached_pico),
-        sum(cache_write_pico), sum(output_pico), sum(fee_pico), sum(cost_pico), sum(list_pico)
-    FROM grouped
+        'quarter' AS grain, bucket AS of_grain, group_id AS id, requests, attempts, failed_attempts, aborted_attempts,
+        input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens, input_pico, cached_pico,
+        cache_write_pico, output_pico, fee_pico, cost_pico, list_pico, failed_pico, aborted_pico, estimated_pico,
+        restated_pico
+    FROM counted
+    UNION ALL
+    SELECT
+        grains.grain, grains.of_grain, whole_id, sum(requests), sum(attempts), sum(failed_attempts),
+        sum(aborted_attempts), sum(input_tokens), sum(cached_tokens), sum(cache_write_tokens), sum(output_tokens),
+        sum(reasoning_tokens), sum(input_pico), sum(cached_pico), sum(cache_write_pico), sum(output_pico),
+        sum(fee_pico), sum(cost_pico), sum(list_pico), sum(failed_pico), sum(aborted_pico), sum(estimated_pico),
+        sum(restated_pico)
+    FROM counted
     CROSS JOIN LATERAL (VALUES
-        ('quarter', bucket), ('day', date_trunc('day', bucket, 'UTC')), ('month', date_trunc('month', bucket, 'UTC'))
+        ('day', date_trunc('day', bucket, 'UTC')), ('month', date_trunc('month', bucket, 'UTC'))
     ) AS grains (grain, of_grain)
-    GROUP BY grain, of_grain, group_id
-    ORDER BY grain, of_grain, group_id
+    GROUP BY grains.grain, grains.of_grain, whole_id
+    ORDER BY grain, of_grain, id
     ON CONFLICT (grain, bucket, group_id) DO UPDATE SET
         requests = r.requests + excluded.requests,
         attempts = r.attempts + excluded.attempts,
+        failed_attempts = r.failed_attempts + excluded.failed_attempts,
+        aborted_attempts = r.aborted_attempts + excluded.aborted_attempts,
         input_tokens = r.input_tokens + excluded.input_tokens,
         cached_tokens = r.cached_tokens + excluded.cached_tokens,
         cache_write_tokens = r.cache_write_tokens + excluded.cache_write_tokens,
@@ -114,13 +138,17 @@ rolled_up AS (
         output_pico = r.output_pico + excluded.output_pico,
         fee_pico = r.fee_pico + excluded.fee_pico,
         cost_pico = r.cost_pico + excluded.cost_pico,
-        list_pico = r.list_pico + excluded.list_pico
+        list_pico = r.list_pico + excluded.list_pico,
+        failed_pico = r.failed_pico + excluded.failed_pico,
+        aborted_pico = r.aborted_pico + excluded.aborted_pico,
+        estimated_pico = r.estimated_pico + excluded.estimated_pico,
+        restated_pico = r.restated_pico + excluded.restated_pico
 ),
 posted AS (
     INSERT INTO budget_postings AS p (scope, day, journal_id, posted_pico, rows)
     SELECT
         scopes.scope,
-        (coalesce(admitted_at, started_at) AT TIME ZONE organisation.time_zone)::date AS day,
+        (coalesce(admitted_at, restates, started_at) AT TIME ZONE organisation.time_zone)::date AS day,
         %(journal_id)s,
         sum(cost_pico),
         count(*)
