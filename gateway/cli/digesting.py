@@ -21,26 +21,11 @@ Told = Callable[[int], None]
 """Hears how many rows more were digested."""
 
 
-class SumsDifferError(Exception):
-    """The roll-ups of a month do not come to its rows, so that nothing may be signed."""
-
-
 @dataclass(slots=True)
 class _Day:
     rows: int = 0
     cost: Money = field(default=Money(0))
     lines: Any = field(default_factory=hashlib.sha256)
-
-
-async def sign_month(reports: Reports, month: datetime, told: Told) -> MonthDigest:
-    """What a month is closed with. Raises StoreUnavailableError, and SumsDifferError where its exports cost different
-    amounts."""
-    digest, charged = await digest_month(reports, month, told)
-    if charged != digest.cost:
-        raise SumsDifferError(
-            f"The ledger's rows come to {digest.cost} USD and the roll-ups to {charged} USD. Run: gateway ledger verify"
-        )
-    return digest
 
 
 async def digest_month(reports: Reports, month: datetime, told: Told) -> tuple[MonthDigest, Money]:

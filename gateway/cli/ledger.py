@@ -16,7 +16,7 @@ from gateway.cli.administering import tell_all
 from gateway.cli.asking import ask_books
 from gateway.cli.common import JSON, expected_errors, fail, print_json, settings_with
 from gateway.cli.correcting import refund, restate
-from gateway.cli.digesting import SumsDifferError, sign_month
+from gateway.cli.digesting import digest_month
 from gateway.cli.ledger_list import list_rows
 from gateway.cli.months import MONTH, counted
 from gateway.cli.verifying import verify
@@ -99,14 +99,14 @@ def close(month: datetime, reason: str, *, yes: bool, despite_absent: bool, as_j
             _ask(month, state, is_sure=yes)
             with counted("Digesting", 0 if state is None else state.rows) as told:
                 return await store.close_month(
-                    month, lambda: sign_month(reports, month, told), reason=reason, by=COMMAND_LINE
+                    month, lambda: digest_month(reports, month, told), reason=reason, by=COMMAND_LINE
                 )
         finally:
             await store.close()
 
     try:
         closing = ask_books(question)
-    except (NotClosedError, SumsDifferError) as error:
+    except NotClosedError as error:
         fail(f"{month_text(month)} was not closed.\n{error}")
     _tell(closing, as_json=as_json)
 

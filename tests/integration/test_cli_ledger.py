@@ -18,7 +18,7 @@ from gateway.adapters.clock import SystemClock
 from gateway.adapters.journal import JournalWriter
 from gateway.adapters.postgres.closings import PostgresClosings
 from gateway.adapters.postgres.reports import Reports
-from gateway.cli.digesting import sign_month
+from gateway.cli.digesting import digest_month
 from gateway.cli.root import cli
 from gateway.core.closing import Closing, MonthDigest, NotClosedError, month_end
 from gateway.core.corrections import adjusted
@@ -241,10 +241,10 @@ def test_nobody_is_there_to_ask(tmp_path: Path, database_url: str, db: psycopg.C
 async def _close(url: str, digest: Callable[[Reports], Any] | None = None, reason: str = "signed") -> Closing:
     store, reports = PostgresClosings(url, clock=SystemClock()), Reports(url)
 
-    async def digested() -> MonthDigest:
+    async def digested() -> tuple[MonthDigest, Money]:
         if digest is not None:
             await digest(reports)
-        return await sign_month(reports, MONTH, lambda _: None)
+        return await digest_month(reports, MONTH, lambda _: None)
 
     try:
         return await store.close_month(MONTH, digested, reason=reason, by=COMMAND_LINE)
@@ -280,8 +280,8 @@ def test_rows_that_come_while_a_month_is_digested(tmp_path: Path, database_url: 
     async def after_digesting() -> Closing:
         store, reports = PostgresClosings(database_url, clock=SystemClock()), Reports(database_url)
 
-        async def digested() -> MonthDigest:
-            found = await sign_month(reports, MONTH, lambda _: None)
+        async def digested() -> tuple[MonthDigest, Money]:
+            found = await digest_month(reports, MONTH, lambda _: None)
             await meanwhile(reports)
             return found
 

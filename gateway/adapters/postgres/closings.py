@@ -43,7 +43,8 @@ _COUNT: Final = "SELECT count(*) AS rows FROM ledger WHERE started_at >= %s AND 
 _NAME: Final = "SELECT name FROM organisation"
 _ENSURE_MONTH: Final = "SELECT ensure_month(%s)"
 
-Digest = Callable[[], Awaitable[MonthDigest]]
+Digest = Callable[[], Awaitable[tuple[MonthDigest, Money]]]
+"""Digests both exports of a month; answers what its charges come to besides."""
 
 
 class PostgresClosings(Store):
@@ -73,13 +74,18 @@ class PostgresClosings(Store):
         for _ in range(TRIES_MAX):
             async with self._connections.transaction() as db:
                 name = await _organisation_name(db)
-            found = await digest()
+            found, charged = await digest()
             async with self._change(by) as change:
                 await change.db.execute(HOLD_TO_CLOSE)
                 await _refuse_out_of_order(change.db, month)
                 count = await (await change.db.execute(_COUNT, (month, month_end(month)))).fetchone()
                 assert count is not None
                 if (count["rows"], await _organisation_name(change.db)) == (found.rows, name):
+                    if charged != found.cost:
+                        told = (
+                            f"Rows come to {found.cost} USD and the roll-ups to {charged}. Run: gateway ledger verify"
+                        )
+                        raise NotClosedError([told])
                     return await _close(change, month, found, reason=reason, name=name)
         raise NotClosedError([f"Rows keep arriving in {month_text(month)}. Wait until its journals are shipped."])
 
