@@ -20,7 +20,7 @@ from gateway.core.focus import BillingAccount, Cells, ChargeFact, FocusRows, sch
 from gateway.core.money import Money
 from gateway.http.focus import csv_header, csv_lines, row_batches
 
-ROWS_AT_ONCE: Final = 10_000
+ROWS_AT_ONCE: Final = 1_000
 CHECKSUMS: Final = "SHA256SUMS"
 _READ_BYTES: Final = 1 << 20
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gateway.adapters.parquet_focus import ROW_GROUP_ROWS, ParquetFocus
 from gateway.cli.focus_files import ROWS_AT_ONCE, Written, write_focus
 from gateway.core.focus import ChargeFact, FocusRows
 from gateway.core.focus_columns import FOCUS_VERSIONS, columns_of
@@ -92,6 +93,21 @@ def test_parquet_holds_what_the_csv_says(tmp_path: Path):
                     assert value == datetime.fromisoformat(text), name
                 case _:
                     assert value == text, name
+
+
+def test_many_rows_are_groups_of_one_size(tmp_path: Path):
+    """Every row once and in order, also where a group ends within what was given at once."""
+    count = 2 * ROW_GROUP_ROWS + 500
+    columns = columns_of("1.2")
+    rows = FocusRows(ACCOUNT)
+    batch = [rows.row(fact(tokens=number)) for number in range(1, count + 1)]
+    with ParquetFocus(tmp_path / "a.parquet", columns) as file:
+        for start in range(0, count, 7_000):
+            file.write(batch[start : start + 7_000])
+    written = pq.ParquetFile(tmp_path / "a.parquet")
+    sizes = [written.metadata.row_group(number).num_rows for number in range(written.num_row_groups)]
+    assert sizes == [ROW_GROUP_ROWS, ROW_GROUP_ROWS, 500]
+    assert written.read(["ConsumedQuantity"])[0].to_pylist() == [Decimal(number) for number in range(1, count + 1)]
 
 
 def test_parquet_refuses_what_it_would_round(tmp_path: Path):
