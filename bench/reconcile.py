@@ -1,4 +1,4 @@
-"""A statement of a million lines against a ledger of as many rows: is every fault found, and nothing else?
+"""Every fault that is planted among a million lines of a statement is found under its own name, and nothing else is.
 
 `python -m bench.reconcile [--rows 1000000]` fills a database of its own with attempts of a month, prints the statement
 a provider would (amounts rounded to eight decimals), with faults planted in it, and runs `gateway reconcile` on it as a
