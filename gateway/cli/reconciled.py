@@ -46,6 +46,8 @@ from gateway.core.usage import Meter
 SHOWN_MAX: Final = 20
 """So many findings of a class are listed on a terminal; JSON has all of them."""
 WRITTEN_AT_ONCE: Final = 500
+SILENCE_MAX: Final = timedelta(hours=1)
+"""A statement that is silent for longer at an end of the period may not be of all of it."""
 _INSTANT: Final = timedelta(microseconds=1)
 _METERS: Final = (Meter.INPUT, Meter.CACHE_READ, Meter.CACHE_WRITE, Meter.OUTPUT)
 _WORDS: Final[Mapping[FindingClass, str]] = {
@@ -156,6 +158,7 @@ def _hints(compared: Compared) -> Iterator[str]:
         yield f"{file.bad_count:,} lines could not be read and are in no sum."
     if file.statement.not_told:
         yield f"The statement does not tell {', '.join(file.statement.not_told)}; that is not compared."
+    yield from _beyond(compared)
     for each in compared.found.accounts():
         if each.attempts and not each.paired:
             yield (
@@ -167,6 +170,15 @@ def _hints(compared: Compared) -> Iterator[str]:
             f"If that price is right, put its row into prices.toml and run: gateway prices reprice --provider {name} "
             f"--from {moment_text(min(price.since for price in compared.prices))} --to {moment_text(compared.end)}"
         )
+
+
+def _beyond(compared: Compared) -> Iterator[str]:
+    """Where the period goes far beyond the statement."""
+    first, last = compared.file.reader.first_at, compared.file.reader.last_at
+    if first is not None and first - compared.start > SILENCE_MAX:
+        yield f"The statement has no line before {moment_text(first)}."
+    if last is not None and compared.end - last > SILENCE_MAX:
+        yield f"The statement has no line after {moment_text(last)}."
 
 
 # --- booking ---------------------------------------------------------------------------------------------------------
@@ -229,6 +241,7 @@ def _terms(compared: Compared, correction_id: str, closed_until: datetime | None
         correction_id=correction_id,
         provider=card.name,
         account=account,
+        accounts=frozenset(each.account for each in compared.found.accounts() if each.paired),
         public_models={each.upstream.lower(): model for model, each in card.deployments.items()},
         booked_at=compared.start,
         quantum_pico=compared.quantum_pico,

@@ -152,19 +152,22 @@ class Unproposed(StrEnum):
     )
     DUPLICATE = "the provider billed it twice: ask for it back, and book the refund when it comes"
     TOLD_BY_PROVIDER = "the provider's own answer told these tokens: ask why the statement has no line"
+    ANOTHER_ACCOUNT = "no line is about their account, so the statement may be of another: name it with --account"
     NO_ACCOUNT = "the provider has several accounts: name the statement's with --account"
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """What a batch of corrections goes by.
 
-    ``account`` is the statement's, None where it may be any; ``public_models`` maps the provider's names of models, in
-    lower case, to ours; ``booked_at`` is when a line counts that has no time.
+    ``account`` is the statement's, None where it may be any; ``accounts`` are those that it has lines of;
+    ``public_models`` maps the provider's names of models, in lower case, to ours; ``booked_at`` is when a line counts
+    that has no time.
     """
 
     correction_id: str
     provider: str
     account: str | None
+    accounts: frozenset[str]
     public_models: Mapping[str, str]
     booked_at: datetime
     quantum_pico: int
@@ -181,6 +184,8 @@ def proposed(
             return Unproposed.DUPLICATE
         case FindingClass.MISSING_HERE:
             return Unproposed.NO_ACCOUNT if terms.account is None else (_booked(finding, terms.account, terms),)
+        case FindingClass.MISSING_THERE if finding.account not in terms.accounts:
+            return Unproposed.ANOTHER_ACCOUNT
         case FindingClass.MISSING_THERE if finding.usage_source != UsageSource.ESTIMATED.value:
             return Unproposed.TOLD_BY_PROVIDER
         case FindingClass.MISSING_THERE:

@@ -127,6 +127,7 @@ async def test_a_true_statement_has_no_finding(desk: Desk, provider: str) -> Non
     path = await desk.statement(provider)
     shown = await desk.run("--provider", provider, "--statement", str(path), *RATE.get(provider, ()))
     assert "matched" in shown.stdout and "Nothing was written" not in shown.stdout
+    assert any("has no line before" in hint for hint in said["hints"])
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

@@ -139,6 +139,15 @@ def test_an_attempt_counts_with_all_that_corrects_it_whenever_that_was(database_
     assert (found.kind, found.cost) == (FindingClass.TOKENS, Money(more.cost_pico + 3_000_000))
 
 
+def test_an_attempt_that_came_late_belongs_to_when_it_happened(database_url: str) -> None:
+    """Its month was closed when it arrived, so it counts later; the statement has it where it was."""
+    happened = attempt(1)
+    counted = datetime.fromisoformat("2026-01-01T00:00:00Z")
+    store(database_url, [msgspec.structs.replace(happened, started_at=counted, restates=happened.started_at)])
+    totals, findings = compared(database_url, [line(2, happened)])
+    assert (counts(totals), findings, totals.ledger) == ({"matched": 1}, [], Money(happened.cost_pico))
+
+
 def test_at_the_edges_of_a_period_nothing_is_invented(database_url: str) -> None:
     """An attempt from just before is matched all the same; one under way at the end may stand in the next statement."""
     before = attempt(1, started_at=START - timedelta(seconds=3))

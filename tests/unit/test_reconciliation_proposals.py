@@ -32,6 +32,7 @@ TERMS = Terms(
     correction_id="cor_1",
     provider="evolink",
     account="main",
+    accounts=frozenset({"main"}),
     public_models={"kimi-k2-thinking-upstream": "kimi-k2-thinking"},
     booked_at=T0,
     quantum_pico=5_000,
@@ -118,6 +119,8 @@ def test_an_estimate_that_nobody_bills_goes_to_nothing() -> None:
     assert proposed(finding(FindingClass.MISSING_THERE, told), in_force(told), PRICE, TERMS) is (
         Unproposed.TOLD_BY_PROVIDER
     )
+    elsewhere = finding(FindingClass.MISSING_THERE, row, account="spare")
+    assert proposed(elsewhere, in_force(row), PRICE, TERMS) is Unproposed.ANOTHER_ACCOUNT
 
 
 def test_a_line_that_nobody_knows_is_booked_without_an_attempt() -> None:
