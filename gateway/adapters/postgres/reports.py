@@ -33,10 +33,10 @@ R = TypeVar("R")
 FETCH_ROWS: Final = 1_000
 _SETTINGS: Final = """
     SELECT set_config('work_mem', '64MB', true), set_config('cursor_tuple_fraction', '1', true),
-        set_config('jit', 'off', true)
+        set_config('jit', 'off', true), set_config('statement_timeout', '5min', true)
 """
 """Sums are made in memory, for all rows and not for the first ones soonest, and not compiled first, which would take
-longer than they do."""
+longer than they do. A year by hour and key is put in order for minutes before its first row comes."""
 
 _LINES: Final = (
     ("input", "input_pico"),
