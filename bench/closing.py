@@ -138,12 +138,12 @@ async def reprice(url: str, rows: int, told: Any) -> None:
     end = MONTH + timedelta(days=31)
     entries: list[LedgerEntry] = []
     with timed("reprice, dry", rows):
-        async for now in store.in_force(MONTH, end, but_priced_by=prices):
+        async for now in store.in_force_by_day(MONTH, end, but_priced_by=prices):
             assert repriced(now, prices, correction_id="cor_bench", closed_until=closed_until) is not None
             told(1)
     written = 0
     with timed("reprice, written", rows):
-        async for now in store.in_force(MONTH, end, but_priced_by=prices):
+        async for now in store.in_force_by_day(MONTH, end, but_priced_by=prices):
             pair = repriced(now, prices, correction_id="cor_bench", closed_until=closed_until)
             assert pair is not None
             entries += pair

@@ -178,7 +178,7 @@ async def _reprice(
     await store.refuse_archived(start)
     found = Repricing(correction_id=batch.correction_id, closed_until=closed_until)
     entries: list[LedgerEntry] = []
-    async with aclosing(store.in_force(start, end, but_priced_by=prices, **which)) as due:
+    async with aclosing(store.in_force_by_day(start, end, but_priced_by=prices, **which)) as due:
         async for now in due:
             told()
             pair = repriced(now, prices, correction_id=batch.correction_id, closed_until=closed_until)

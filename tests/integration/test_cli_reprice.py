@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from gateway.core.exchange import AttemptStatus
 from gateway.core.grants import COMMAND_LINE
 from gateway.core.money import Money
 from gateway.core.usage import NO_USAGE, UsageSource
-from tests.integration.bookkeeping import ALL, SUMS_DIFFER, batch, closed, correct, in_force, ship
-from tests.integration.samples import PRICE, entry, usage
+from tests.integration.bookkeeping import ALL, DECEMBER, SUMS_DIFFER, batch, closed, correct, in_force, ship
+from tests.integration.samples import PRICE, T0, entry, usage
 
 pytestmark = pytest.mark.integration
 
@@ -139,6 +140,22 @@ def test_a_closed_month_is_corrected_in_the_next(
     found = db.execute("SELECT DISTINCT started_at, restates FROM ledger WHERE corrects IS NOT NULL").fetchall()
     assert [(f"{at:%Y-%m-%d}", restates) for at, restates in found] == [("2025-12-01", entry(3).started_at)]
     assert told(run)["rows"] == []
+
+
+def test_what_arrived_late_is_rated_again_too(
+    tmp_path: Path, database_url: str, db: psycopg.Connection, run: Run
+) -> None:
+    """On a day of a closed month that has nothing else; beside days on both edges of the period."""
+    closed(db, "2025-11-01")
+    begins, late = T0 + timedelta(seconds=4), entry(5)
+    ship(database_url, tmp_path / "var", entry(3), late, entry(9), entry(8, started_at=begins + timedelta(days=2)))
+    assert db.execute("SELECT DISTINCT bucket FROM spend_rollup WHERE grain = 'day'").fetchall() == [(DECEMBER,)]
+    period = ("--from", begins.isoformat(), "--to", (T0 + timedelta(seconds=9)).isoformat())
+    found = json.loads(run(*period, "--json").stdout)
+    assert (found["total"]["attempts"], [row["counts_in"] for row in found["rows"]]) == (1, ["2025-12"])
+    now = in_force(database_url, *ALL)
+    assert {name for name, each in now.items() if each.revision} == {late.attempt_id}
+    assert told(run)["total"]["attempts"] == 3
 
 
 def test_adjustments_are_kept(tmp_path: Path, database_url: str, run: Run) -> None:

@@ -39,10 +39,18 @@ FETCH_ROWS: Final = 1_000
 CHUNK_ENTRIES: Final = 1_000
 """At least so many entries are committed at once, if there are as many."""
 _INSTANT: Final = timedelta(microseconds=1)
+_DAY: Final = timedelta(days=1)
 _END_OF_TIME: Final = datetime.max.replace(tzinfo=UTC)
 
 _CLOSED_UNTIL: Final = "SELECT nullif(closed_until(), '-infinity') AS closed_until"
 _ARCHIVED_UNTIL: Final = "SELECT nullif(archived_until(), '-infinity') AS until"
+_DAYS: Final = """
+SELECT bucket AS day FROM spend_rollup
+WHERE grain = 'day' AND bucket > %(start)s::timestamptz - interval '1 day' AND bucket < %(end)s
+UNION
+SELECT date_trunc('day', started_at, 'UTC') FROM late_attempts WHERE started_at >= %(start)s AND started_at < %(end)s
+ORDER BY day
+"""
 _HAPPENED: Final = """
 SELECT coalesce(restates, started_at) AS at FROM {rows} AS l WHERE attempt_id = %s AND corrects IS NULL
 """
@@ -83,6 +91,20 @@ class PostgresCorrections(Store):
             return None
         async with aclosing(self.in_force(found["at"], found["at"] + _INSTANT, attempt_id=attempt_id)) as only:
             return await anext(only, None)
+
+    async def in_force_by_day(
+        self, start: datetime, end: datetime, *, but_priced_by: PriceTable, **which: str | None
+    ) -> AsyncGenerator[InForce, None]:
+        """The same day after day, each out of a snapshot of its own: whoever corrects meanwhile a whole month would
+        hold off the cleaning of the roll-ups that this rewrites, and become slower and slower."""
+        async with self._connections.transaction() as db:
+            rows = await (await db.execute(_DAYS, {"start": start, "end": end})).fetchall()
+        for row in rows:
+            day = row["day"].astimezone(UTC)
+            begins, ends = max(start, day), min(end, day + _DAY)
+            async with aclosing(self.in_force(begins, ends, but_priced_by=but_priced_by, **which)) as found:
+                async for now in found:
+                    yield now
 
     async def in_force(
         self,
