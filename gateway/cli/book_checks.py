@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import psycopg
 from psycopg.rows import dict_row
 
 from gateway.adapters.postgres.sql import statement
 from gateway.cli.examination import Examination
+from gateway.core.archive import ArchivedFile, ArchivedMonth
 from gateway.core.catalogue import Catalogue
 from gateway.core.money import Money
 
@@ -66,6 +69,26 @@ def check_rates(found: Examination, db: psycopg.Connection[Any], catalogue: Cata
         )
     if not gone:
         found.ok("rates", "Everything in the ledger was rated with prices that are in prices.toml.")
+
+
+def check_archive(found: Examination, db: psycopg.Connection[Any], folder: Path) -> None:
+    """The files of archived months are there, as long as they were written. Their content is `ledger verify`'s."""
+    with db.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute("SELECT archive FROM ledger_closings WHERE archive IS NOT NULL ORDER BY month").fetchall()
+    months = [msgspec.convert(row["archive"], ArchivedMonth) for row in rows]
+    wrong = [file.name for month in months for file in (month.ledger, month.exchanges) if not _is_there(folder, file)]
+    if wrong:
+        message = f"Missing in {folder}, or of another length: {_listed(wrong)}."
+        found.fail("archive", message, "Bring them back from a backup, or correct GATEWAY_ARCHIVE_DIR.")
+    elif months:
+        found.ok("archive", f"The files of {len(months)} archived months are in {folder}.")
+
+
+def _is_there(folder: Path, file: ArchivedFile) -> bool:
+    try:
+        return (folder / file.name).stat().st_size == file.bytes
+    except OSError:
+        return False
 
 
 def _end(month: date) -> datetime:

@@ -34,7 +34,7 @@ from gateway.adapters.postgres.schema import SchemaError, current_revision, requ
 from gateway.catalog import CatalogError, Finding, Loaded, load
 from gateway.catalog.review import stale_prices
 from gateway.cli.alert_checks import check_alerts, check_budgets
-from gateway.cli.book_checks import check_books, check_rates
+from gateway.cli.book_checks import check_archive, check_books, check_rates
 from gateway.cli.common import CONFIG, JSON, database, print_json
 from gateway.cli.examination import Check, Examination, Status
 from gateway.cli.model_checks import check_models, check_tool_calls, check_traffic, retired
@@ -294,6 +294,7 @@ def _look_at_database(
             check_budgets(found, db, now=now)
             check_alerts(found, db)
             check_books(found, db, now=now)
+            check_archive(found, db, settings.archive_folder)
             if catalogue is not None:
                 check_rates(found, db, catalogue)
                 check_traffic(found, db, catalogue, now=now)

@@ -10,7 +10,8 @@ import click
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FENCE = re.compile(r"^```(?:sh|bash|shell|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SHELLS = ("", "sh", "bash", "shell", "console")
 PROMISED_TARGETS = ("demo", "test", "check", "prove", "bench", "lock", "clean", "help")
 
 
@@ -23,7 +24,7 @@ def commands(first: str) -> list[list[str]]:
     found = []
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        for block in FENCE.findall(text):
+        for block in (block for language, block in FENCE.findall(text) if language in SHELLS):
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line.removeprefix("$ ").strip(), comments=True)
                 while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):

@@ -17,7 +17,7 @@ from gateway.adapters.journal import JournalWriter
 from gateway.adapters.postgres.archiving import ArchiveFiles, PostgresArchiving
 from gateway.adapters.postgres.closings import PostgresClosings
 from gateway.adapters.postgres.reports import Reports
-from gateway.cli.digesting import sign_month
+from gateway.cli.digesting import digest_month
 from gateway.core.archive import ArchivedFile, ArchivedMonth
 from gateway.core.closing import parse_month
 from gateway.core.exchange import AttemptStatus
@@ -107,7 +107,7 @@ def close_month(url: str, month: str) -> None:
         reports, closings = Reports(url), PostgresClosings(url, clock=StillClock())
         try:
             await closings.close_month(
-                begins, lambda: sign_month(reports, begins, lambda _: None), reason="test", by=COMMAND_LINE
+                begins, lambda: digest_month(reports, begins, lambda _: None), reason="test", by=COMMAND_LINE
             )
         finally:
             await closings.close()

@@ -10,8 +10,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
-from gateway.cli.book_checks import check_books, check_rates
+from gateway.cli.book_checks import check_archive, check_books, check_rates
 from gateway.cli.examination import Check, Examination
 from gateway.core.ledger import PinnedPrice
 from gateway.core.money import UnitPrice
@@ -85,3 +86,30 @@ def test_spend_at_a_price_that_is_gone(database: psycopg.Connection[Any], databa
         "has no more."
     )
     assert check.mend == ("Run: gateway prices reprice --from 2025-11-01 --to 2025-12-01 --provider evolink --dry-run")
+
+
+def test_files_of_an_archived_month(database: psycopg.Connection[Any], tmp_path: Path) -> None:
+    """A file that is missing, or of another length than it was written with, is named."""
+
+    def archive() -> list[Check]:
+        found = Examination()
+        check_archive(found, database, tmp_path)
+        return found.checks
+
+    assert archive() == []
+    database.execute(CLOSE_NOVEMBER)
+    file = {"rows": 1, "bytes": 5, "sha256": "00"}
+    names = {"ledger": "2025-11/ledger.parquet", "exchanges": "2025-11/exchanges.parquet"}
+    database.execute(
+        "UPDATE ledger_closings SET archived_at = now(), archive = %s",
+        [Jsonb({table: {**file, "name": name} for table, name in names.items()})],
+    )
+    (tmp_path / "2025-11").mkdir()
+    for name in names.values():
+        (tmp_path / name).write_bytes(b"12345")
+    assert [(check.status, check.name) for check in archive()] == [("ok", "archive")]
+    (tmp_path / names["ledger"]).write_bytes(b"1234")
+    (tmp_path / names["exchanges"]).unlink()
+    (check,) = archive()
+    assert check.status == "fail"
+    assert all(name in check.message for name in names.values())

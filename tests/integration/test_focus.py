@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.adapters.postgres.archived import ArchivedMonths
 from gateway.adapters.postgres.charges import charges
 from gateway.adapters.postgres.connections import Connections
 from gateway.cli.root import cli
@@ -59,7 +60,7 @@ def charged(url: str, start: datetime, end: datetime, *, team: str | None = None
     async def scenario() -> list[ChargeFact]:
         connections = Connections(url)
         try:
-            return [fact async for fact in charges(connections, start, end, team=team)]
+            return [fact async for fact in charges(connections, ArchivedMonths(None), start, end, team=team)]
         finally:
             await connections.close()
 

@@ -35,7 +35,7 @@ from gateway.adapters.postgres.closings import PostgresClosings
 from gateway.adapters.postgres.corrections import PostgresCorrections
 from gateway.adapters.postgres.reports import Reports
 from gateway.adapters.postgres.shipper import Shipper
-from gateway.cli.digesting import sign_month
+from gateway.cli.digesting import digest_month
 from gateway.cli.spend import show_spend
 from gateway.core.corrections import CorrectionBatch, InForce, adjusted, rewritten, unattributed
 from gateway.core.exchange import AttemptStatus
@@ -203,7 +203,7 @@ class _Books:
         try:
             async with _asking(self._url) as reports:
                 await closings.close_month(
-                    month, lambda: sign_month(reports, month, lambda _: None), reason="proof", by=COMMAND_LINE
+                    month, lambda: digest_month(reports, month, lambda _: None), reason="proof", by=COMMAND_LINE
                 )
         finally:
             await closings.close()
