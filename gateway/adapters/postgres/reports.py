@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final, TypeVar
+from typing import Any, Final, LiteralString, TypeVar
 
 from msgspec.structs import replace
 from psycopg.rows import AsyncRowFactory, dict_row, tuple_row
@@ -31,12 +31,14 @@ from gateway.replay.rows import Row
 
 R = TypeVar("R")
 FETCH_ROWS: Final = 1_000
-_SETTINGS: Final = """
+_SUMMING: Final = """
     SELECT set_config('work_mem', '64MB', true), set_config('cursor_tuple_fraction', '1', true),
         set_config('jit', 'off', true), set_config('statement_timeout', '5min', true)
 """
 """Sums are made in memory, for all rows and not for the first ones soonest, and not compiled first, which would take
 longer than they do. A year by hour and key is put in order for minutes before its first row comes."""
+_STREAMING: Final = "SELECT set_config('jit', 'off', true), set_config('statement_timeout', '5min', true)"
+"""Rows come in the order of an index from the first on; all of a month's would not fit into memory to be sorted."""
 
 _LINES: Final = (
     ("input", "input_pico"),
@@ -63,7 +65,7 @@ class Reports:
             await self._archived.bring(db, list(ends))
             return asked
 
-        async with aclosing(self._answered(question, tuple_row)) as rows:
+        async with aclosing(self._answered(question, tuple_row, _SUMMING)) as rows:
             async for row in rows:
                 yield SpendRow(row[:columns], tuple(map(int, row[columns:])))
 
@@ -74,17 +76,17 @@ class Reports:
                 await self._archived.bring(db, [part])
                 return await ledger_question(replace(selection, start=part.begins, end=part.ends))
 
-            async with aclosing(self._answered(question, dict_row)) as rows:
+            async with aclosing(self._answered(question, dict_row, _STREAMING)) as rows:
                 async for row in rows:
                     yield ledger_row_json(row)
 
     async def _answered(
-        self, question: Callable[[Connection], Awaitable[Question]], form: AsyncRowFactory[R]
+        self, question: Callable[[Connection], Awaitable[Question]], form: AsyncRowFactory[R], settings: LiteralString
     ) -> AsyncGenerator[R, None]:
         """The rows of an answer, so many at a time out of one snapshot. The connection is given back before the last of
         them are handed out, so that whoever reads a short answer slowly keeps nobody waiting."""
         async with self._connections.transaction() as db:
-            await db.execute(_SETTINGS)
+            await db.execute(settings)
             asked = await question(db)
             async with db.cursor(name="answer", row_factory=form) as cursor:
                 await cursor.execute(asked.statement, asked.parameters)

@@ -51,6 +51,15 @@ class _Words:
         """All of them."""
         return sql.SQL(" AND ").join([sql.SQL("true"), *map(self._condition, where)])
 
+    def found_by_index(self, where: Sequence[Condition]) -> sql.Composable:
+        """The same conditions once more as far as an index of the ledger knows them: it has ids of keys, not names."""
+        keys = [
+            sql.SQL("key_id = ANY (ARRAY(SELECT key_id FROM spend_groups WHERE {}))").format(self._condition(condition))
+            for condition in where
+            if condition.group == "key"
+        ]
+        return sql.SQL(" AND ").join([sql.SQL("true"), *keys])
+
     def _condition(self, condition: Condition) -> sql.Composable:
         column = self.column(condition.group)
         values = [value for value in condition.values if value is not None]
@@ -87,7 +96,9 @@ async def spend_question(db: Connection, query: SpendQuery) -> Question:
 async def ledger_question(selection: Selection) -> Question:
     """The statement that answers with every row that is selected."""
     words = _Words("started_at")
-    question = sql.SQL(statement("ledger").decode()).format(where=words.conditions(selection.where))
+    question = sql.SQL(statement("ledger").decode()).format(
+        where=words.conditions(selection.where), found=words.found_by_index(selection.where)
+    )
     start, end = selected_times(selection)
     asked = {"start": start, "end": end, "team": selection.team, "timezone": selection.timezone}
     return Question(question, {**asked, **words.parameters})

@@ -2,5 +2,6 @@
 -- texts.
 SELECT *
 FROM ledger
-WHERE started_at >= %(start)s AND started_at < %(end)s AND (%(team)s::text IS NULL OR team = %(team)s) AND {where}
+WHERE started_at >= %(start)s AND started_at < %(end)s AND (%(team)s::text IS NULL OR team = %(team)s)
+  AND {where} AND {found}
 ORDER BY started_at, attempt_id COLLATE "C"
