@@ -18,6 +18,7 @@ from gateway.catalog import CatalogError, Finding, Loaded, load
 from gateway.catalog.review import Change, State, changes, compare_with_maker, stale_prices, state, unpriced
 from gateway.cli.repricing import reprice
 from gateway.core.pricing import Price
+from gateway.http.explained import price_json
 from gateway.settings import environment
 
 _CONFIG = click.option(
@@ -146,20 +147,8 @@ def _load_or_exit(config_dir: Path | None, *, now: datetime) -> Loaded:
 
 
 def _row(price: Price, standing: State) -> dict[str, Any]:
-    writes = price.cache_write
-    return {
-        "provider": price.provider,
-        "model": price.model,
-        "state": standing,
-        "effective_from": price.effective_from.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "input": str(price.input),
-        "cached_input": None if price.cached_input is None else str(price.cached_input),
-        "output": str(price.output),
-        "cache_write": None if writes is None else {ttl: str(amount) for ttl, amount in sorted(writes.items())},
-        "source": price.source or None,
-        "checked_at": None if price.checked_at is None else price.checked_at.isoformat(),
-        "price_id": price.price_id,
-    }
+    named = {"provider": price.provider, "model": price.model, "state": standing}
+    return {**named, **price_json(price), "price_id": price.price_id}
 
 
 def _print_changes(found: Sequence[Change], *, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from gateway.core.exchange import Surface
 from gateway.core.ledger import LedgerEntry
 from gateway.core.money import Money
 from gateway.core.pricing import DEFAULT_CACHE_TTL, Price, PriceTable, rate
@@ -209,7 +210,7 @@ def unattributed(
         key_name=UNATTRIBUTED,
         team=None,
         tags={},
-        surface="",
+        surface=Surface.CHAT_COMPLETIONS.value,  # none, but readers of the ledger know these three
         model=model,
         provider=provider,
         account=account,

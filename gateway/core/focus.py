@@ -17,12 +17,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
+from gateway.core.corrections import UNATTRIBUTED
 from gateway.core.focus_columns import DEPRECATED, DRAFT_VERSIONS, FOCUS_VERSION, PRECISION, Column, columns_of
 from gateway.core.money import decimal_text
 
 DATA_GENERATOR: Final = "kimi-gateway"
-UNATTRIBUTED: Final = "unattributed"
-"""The key of a charge that no attempt of ours stands for: it has neither principal nor credential."""
 TEMPLATES_MAX: Final = 50_000
 
 _PROVIDERS: Final = {

@@ -16,8 +16,11 @@ def with_prices(explained: Mapping[str, Any], prices: PriceTable) -> dict[str, A
 
 
 def _price(price: Price | None) -> dict[str, Any] | None:
-    if price is None:
-        return None
+    return None if price is None else price_json(price)
+
+
+def price_json(price: Price) -> dict[str, Any]:
+    """A row of ``prices.toml`` under its public names, but for what it is the price of."""
     writes = price.cache_write
     return {
         "effective_from": price.effective_from.strftime("%Y-%m-%dT%H:%M:%SZ"),

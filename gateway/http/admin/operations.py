@@ -7,9 +7,9 @@ from typing import Any
 from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
 
-from gateway.core.pricing import Price
 from gateway.http.admin.answers import invalid
 from gateway.http.admin.guards import readers, who, writers
+from gateway.http.explained import price_json
 from gateway.http.services import BadConfigurationError, Services
 
 
@@ -26,7 +26,9 @@ def operations_routes(services: Services) -> list[HTTPRouteHandler]:
 
     @get("/prices", summary="Every price row, in USD per 1,000,000 tokens", guards=readers(services))
     async def prices() -> dict[str, object]:
-        return {"data": [price_json(row) for row in services.conductor.configuration.catalogue.prices.rows()]}
+        rows = services.conductor.configuration.catalogue.prices.rows()
+        names = ("price_id", "provider", "model")
+        return {"data": [{name: getattr(row, name) for name in names} | price_json(row) for row in rows]}
 
     @post(
         "/config/reload",
@@ -41,20 +43,3 @@ def operations_routes(services: Services) -> list[HTTPRouteHandler]:
             raise invalid(None, str(error)) from None
 
     return [providers, prices, reload]
-
-
-def price_json(row: Price) -> dict[str, object]:
-    """A price row; amounts are decimal strings in USD per 1,000,000 tokens."""
-    write = row.cache_write
-    return {
-        "price_id": row.price_id,
-        "provider": row.provider,
-        "model": row.model,
-        "effective_from": row.effective_from.isoformat(),
-        "input": str(row.input),
-        "cached_input": None if row.cached_input is None else str(row.cached_input),
-        "cache_write": None if write is None else {ttl: str(unit) for ttl, unit in write.items()},
-        "output": str(row.output),
-        "source": row.source,
-        "checked_at": None if row.checked_at is None else row.checked_at.isoformat(),
-    }
